@@ -1,0 +1,376 @@
+// common.hpp: what the server and the client both need.
+//
+//   1. Errors        a failed system call, told by its name and errno
+//   2. Descriptors   Fd owns one; Wakeup gets a thread out of poll()
+//   3. Text          UTF-8, and what must never reach a screen
+//   4. Lines         bytes from a stream, cut into lines
+//   5. Words         taking lines apart: words, numbers, names, times
+//   6. Addresses     a peer's address as text
+//
+// No function here keeps state of its own: each may be called from any thread. None blocks, but for resolve().
+
+#pragma once
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstddef>
+#include <ctime>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+inline constexpr std::string_view version = "1.0";
+inline constexpr std::string_view default_port = "12345";
+inline constexpr std::size_t max_line = 4096;          // bytes of a line to the server, without its end
+inline constexpr std::size_t max_server_line = 16384;  // the same from the server: see clean()
+
+// ---------------------------------------------------------------------------------------------------------
+// 1. Errors
+//
+// There are two policies: at start an error ends the program; later it ends the one client that it happened to.
+
+// Gives an errno as its symbol and its text: "EADDRINUSE (Address already in use)".
+inline std::string error_text(int number) {
+    static constexpr std::pair<int, std::string_view> symbols[] = {
+        {EACCES, "EACCES"},
+        {EADDRINUSE, "EADDRINUSE"},
+        {EADDRNOTAVAIL, "EADDRNOTAVAIL"},
+        {EAGAIN, "EAGAIN"},
+        {ECONNABORTED, "ECONNABORTED"},
+        {ECONNREFUSED, "ECONNREFUSED"},
+        {ECONNRESET, "ECONNRESET"},
+        {EDQUOT, "EDQUOT"},
+        {EHOSTUNREACH, "EHOSTUNREACH"},
+        {EIO, "EIO"},
+        {EISDIR, "EISDIR"},
+        {EMFILE, "EMFILE"},
+        {ENETUNREACH, "ENETUNREACH"},
+        {ENFILE, "ENFILE"},
+        {ENOBUFS, "ENOBUFS"},
+        {ENOENT, "ENOENT"},
+        {ENOMEM, "ENOMEM"},
+        {ENOSPC, "ENOSPC"},
+        {ENOTDIR, "ENOTDIR"},
+        {EPERM, "EPERM"},
+        {EPIPE, "EPIPE"},
+        {EROFS, "EROFS"},
+        {ETIMEDOUT, "ETIMEDOUT"},
+    };
+    const auto* known = std::ranges::find(symbols, number, &std::pair<int, std::string_view>::first);
+    const std::string symbol(known == std::end(symbols) ? "errno " + std::to_string(number) : known->second);
+    return symbol + " (" + std::generic_category().message(number) + ")";
+}
+
+// Throws errno as "CALL: SYMBOL (text)", followed by what the user can do about it, if anything.
+[[noreturn]] inline void throw_errno(const std::string& call, const std::string& advice = "") {
+    throw std::runtime_error(call + ": " + error_text(errno) + (advice.empty() ? "" : ": " + advice));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 2. Descriptors
+
+// Owns a file descriptor; the only place that closes one.
+class Fd {
+   public:
+    explicit Fd(int fd = -1) : fd_(fd) {}
+    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept {
+        std::swap(fd_, other.fd_);
+        return *this;
+    }
+    Fd(const Fd&) = delete;
+    Fd& operator=(const Fd&) = delete;
+    ~Fd() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+
+    [[nodiscard]] int get() const { return fd_; }
+    explicit operator bool() const { return fd_ >= 0; }
+
+   private:
+    int fd_;
+};
+
+// A pipe that a thread watches with poll() beside its other descriptors, so that it can be woken. Once set, it
+// stays readable for everybody who polls it until clear() is called.
+class Wakeup {
+   public:
+    // Throws if there is no descriptor left.
+    Wakeup() {
+        int ends[2];
+        if (pipe(ends) != 0) throw_errno("pipe");
+        read_end_ = Fd(ends[0]);
+        write_end_ = Fd(ends[1]);
+        for (const int end : ends) {
+            fcntl(end, F_SETFL, O_NONBLOCK);
+            fcntl(end, F_SETFD, FD_CLOEXEC);
+        }
+    }
+
+    [[nodiscard]] int fd() const { return read_end_.get(); }
+
+    // Also from a signal handler: write() is async-signal-safe, and a full pipe is awake already.
+    void set() const noexcept {
+        const int saved = errno;
+        [[maybe_unused]] const ssize_t written = write(write_end_.get(), "", 1);
+        errno = saved;
+    }
+
+    void clear() const {
+        std::array<char, 64> bytes{};
+        while (read(fd(), bytes.data(), bytes.size()) > 0) {
+        }
+    }
+
+   private:
+    Fd read_end_, write_end_;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 3. Text
+
+struct Character {
+    char32_t code = 0xFFFD;  // what a byte that is not UTF-8 counts as
+    std::size_t bytes = 1;
+    bool valid = false;
+};
+
+// Decodes the first character of text, which is not empty (RFC 3629). A bad byte counts by itself.
+inline Character decode_utf8(std::string_view text) {
+    static constexpr std::array<char32_t, 5> smallest = {0, 0, 0x80, 0x800, 0x10000};
+    const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+    const char32_t first = byte(0);
+    if (first < 0x80) return {first, 1, true};
+    if (first < 0xC2 || first > 0xF4) return {};
+    const std::size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+    char32_t code = first & (0x7FU >> length);
+    for (std::size_t i = 1; i < length; ++i) {
+        if ((byte(i) & 0xC0U) != 0x80) return {};
+        code = code << 6U | (byte(i) & 0x3FU);
+    }
+    const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
+    if (code < smallest.at(length) || code > 0x10FFFF || surrogate) return {};
+    return {code, length, true};
+}
+
+// Says whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
+// C1), line and paragraph separators, bidirectional controls and invisible format characters. The joiners U+200C
+// and U+200D and the variation selectors, which scripts and emoji need, are not among them.
+inline bool is_harmful(char32_t code) {
+    static constexpr std::pair<char32_t, char32_t> ranges[] = {
+        {0x00, 0x1F},     {0x7F, 0x9F},       {0xAD, 0xAD},       {0x61C, 0x61C},     {0x180E, 0x180E},
+        {0x200B, 0x200B}, {0x200E, 0x200F},   {0x2028, 0x202E},   {0x2060, 0x206F},   {0xFEFF, 0xFEFF},
+        {0xFFF0, 0xFFFB}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A}, {0xE0000, 0xE00FF},
+    };
+    return std::ranges::any_of(ranges, [=](auto range) { return range.first <= code && code <= range.second; });
+}
+
+// Gives how many bytes of text, which is not empty, are a telnet command at its start (RFC 854).
+inline std::size_t telnet_command(std::string_view text) {
+    const auto command = static_cast<unsigned char>(text.size() > 1 ? text[1] : '\0');
+    if (text[0] != '\xFF' || command < 0xF0 || command == 0xFF) return 0;
+    if (command == 0xFA) {  // a subnegotiation goes on to IAC SE
+        const std::size_t end = text.find("\xFF\xF0");
+        return end == std::string_view::npos ? text.size() : end + 2;
+    }
+    return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());  // the upper ones name an option
+}
+
+// Gives text (one line) as it may be shown on any screen and written to any file: promise 3. Tabs become spaces,
+// telnet's commands go, and U+FFFD takes the place of every harmful character and every bad byte, so that the
+// result has at most three times the bytes of text.
+inline std::string clean(std::string_view text) {
+    constexpr char32_t black_flag = 0x1F3F4;  // the tags after it name a region: Scotland, say
+    std::string result;
+    result.reserve(text.size());
+    for (bool in_flag = false; !text.empty();) {
+        const std::size_t telnet = telnet_command(text);
+        const Character next = telnet > 0 ? Character{} : decode_utf8(text);
+        const std::string_view bytes = text.substr(0, telnet > 0 ? telnet : next.bytes);
+        text.remove_prefix(bytes.size());
+        if (telnet > 0) continue;
+        const bool flag_tag = in_flag && next.code >= 0xE0020 && next.code <= 0xE007F;
+        in_flag = flag_tag || next.code == black_flag;
+        if (next.code == '\t') {
+            result += ' ';
+        } else if (next.valid && (flag_tag || !is_harmful(next.code))) {
+            result += bytes;
+        } else {
+            result += "\xEF\xBF\xBD";  // U+FFFD
+        }
+    }
+    return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 4. Lines
+//
+// TCP carries a stream: one recv() may bring half a line, or five hundred. What has come is kept here until the
+// line that it belongs to is whole.
+
+struct Line {
+    std::string text;       // without its end
+    bool too_long = false;  // then text is empty, and what is left of the line will be thrown away
+};
+
+// One thread alone uses a LineBuffer.
+class LineBuffer {
+   public:
+    // limit: the most bytes a line may have, without its end. About that much is kept, however long a line is.
+    explicit LineBuffer(std::size_t limit) : limit_(limit) {}
+
+    void add(std::string_view bytes) {
+        bytes_.erase(0, std::exchange(start_, 0));
+        bytes_ += bytes;
+    }
+
+    // Gives the next line, or nothing until more bytes are added.
+    std::optional<Line> next() {
+        while (true) {
+            const std::size_t end = bytes_.find('\n', start_ + searched_);
+            if (end == std::string::npos) return partial();
+            std::string_view line = std::string_view(bytes_).substr(start_, end - start_);
+            start_ = end + 1;
+            searched_ = 0;
+            if (line.ends_with('\r')) line.remove_suffix(1);
+            if (std::exchange(discarding_, false)) continue;
+            return line.size() > limit_ ? Line{"", true} : Line{std::string(line)};
+        }
+    }
+
+    // At the end of the stream: gives what came after the last line's end, if anything.
+    std::optional<Line> last() {
+        if (start_ == bytes_.size()) return std::nullopt;
+        bytes_ += '\n';
+        return next();
+    }
+
+   private:
+    // Tells of a line that is too long as soon as that is certain, and begins to throw it away.
+    std::optional<Line> partial() {
+        searched_ = bytes_.size() - start_;
+        const bool too_long = searched_ > limit_ + 1;  // the one more could be a '\r'
+        if (!too_long && !discarding_) return std::nullopt;
+        bytes_.clear();
+        start_ = searched_ = 0;
+        if (std::exchange(discarding_, true)) return std::nullopt;
+        return Line{"", true};
+    }
+
+    std::size_t limit_;
+    std::string bytes_;         // received, and not yet a whole line from start_ on
+    std::size_t start_ = 0;     // where the next line begins
+    std::size_t searched_ = 0;  // bytes from there on that are known to hold no '\n'
+    bool discarding_ = false;   // the line that is coming in was too long
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 5. Words
+
+// Gives text without the spaces around it.
+inline std::string_view trim(std::string_view text) {
+    text.remove_prefix(std::min(text.find_first_not_of(" \t\r"), text.size()));
+    return text.substr(0, text.find_last_not_of(" \t\r") + 1);
+}
+
+// Takes the first word off text, which is left with what follows the one space behind it.
+inline std::string_view take_word(std::string_view& text) {
+    const std::string_view word = text.substr(0, text.find(' '));
+    text.remove_prefix(std::min(word.size() + 1, text.size()));
+    return word;
+}
+
+inline int count_words(std::string_view text) {
+    int count = 0;
+    for (text = trim(text); !text.empty(); text = trim(text)) {
+        take_word(text);
+        ++count;
+    }
+    return count;
+}
+
+// Gives text as a whole number from low to high, or nothing.
+inline std::optional<long> parse_number(std::string_view text, long low, long high) {
+    long number = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    const bool whole = error == std::errc() && end == text.data() + text.size();
+    return whole && low <= number && number <= high ? std::optional(number) : std::nullopt;
+}
+
+// ASCII alone, and whatever the locale is: unlike isalpha() and its like.
+inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
+inline bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+
+// Gives a name as it is compared: without regard to case.
+inline std::string fold(std::string_view name) {
+    std::string folded(name);
+    for (char& c : folded) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    return folded;
+}
+
+inline bool same_name(std::string_view a, std::string_view b) { return fold(a) == fold(b); }
+
+// Says whether a name of a person or a room has the right form: 3 to 12 letters and digits, a letter first.
+inline bool valid_name(std::string_view name) {
+    return name.size() >= 3 && name.size() <= 12 && is_letter(name[0]) &&
+           std::ranges::all_of(name, [](char c) { return is_letter(c) || is_digit(c); });
+}
+
+// Gives a time as on the wire, in UTC: "2026-11-20T14:02:05Z".
+inline std::string utc_time(std::time_t time) {
+    std::tm parts{};
+    gmtime_r(&time, &parts);
+    std::array<char, 32> text{};
+    return {text.data(), strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts)};
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 6. Addresses
+
+// Gives an IPv4 or IPv6 address as it is always written, so that two can be compared; empty if text is neither.
+inline std::string normal_address(const std::string& text) {
+    std::array<unsigned char, sizeof(in6_addr)> binary{};
+    std::array<char, INET6_ADDRSTRLEN> normal{};
+    for (const int family : {AF_INET, AF_INET6}) {
+        if (inet_pton(family, text.c_str(), binary.data()) == 1) {
+            return inet_ntop(family, binary.data(), normal.data(), INET6_ADDRSTRLEN);
+        }
+    }
+    return "";
+}
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+// Looks up the TCP addresses of a host; an empty host is every interface, to listen on. Throws if there are none.
+// May block for seconds, while name servers are asked: getaddrinfo(3).
+inline AddressList resolve(const std::string& host, const std::string& port) {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = host.empty() ? AI_PASSIVE : 0;
+    addrinfo* found = nullptr;
+    const int error = getaddrinfo(host.empty() ? nullptr : host.c_str(), port.c_str(), &hints, &found);
+    if (error == EAI_SYSTEM) throw_errno("getaddrinfo " + host);
+    if (error != 0) throw std::runtime_error("getaddrinfo " + host + ": " + gai_strerror(error));
+    return {found, freeaddrinfo};
+}
+
+// Gives a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".
+inline std::string address_text(const sockaddr* address, socklen_t length) {
+    std::array<char, NI_MAXHOST> host{};
+    const int error = getnameinfo(address, length, host.data(), NI_MAXHOST, nullptr, 0, NI_NUMERICHOST);
+    const std::string_view text = error == 0 ? host.data() : "?";
+    return std::string(text.substr(0, text.find('%')));
+}
