@@ -8,7 +8,6 @@
 
 #include <getopt.h>
 #include <poll.h>
-#include <sys/ioctl.h>
 #include <termios.h>
 
 #include <clocale>
@@ -16,7 +15,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cwchar>
 #include <iostream>
 #include <mutex>
 #include <thread>
@@ -60,38 +58,6 @@ void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) sigaction(number, &action, nullptr);
     action.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &action, nullptr);
-}
-
-// Gives the columns of the terminal that the output goes to, 0 if it is none.
-std::size_t screen_width() {
-    winsize size{};
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
-}
-
-// Gives the columns that a character takes, as the locale has it.
-std::size_t width_of(char32_t code) {
-    const int width = wcwidth(static_cast<wchar_t>(code));
-    return width < 0 ? 1 : static_cast<std::size_t>(width);
-}
-
-// Prints a line. On a terminal what does not fit is continued with an indent: so the second row of somebody's long
-// line cannot pass for a line of somebody else (promise 3).
-void print(std::string_view line) {
-    constexpr std::string_view indent = "        ";
-    const std::size_t width = screen_width();
-    std::string text;
-    std::size_t column = 0;
-    while (!line.empty()) {
-        const Character next = decode_utf8(line);
-        if (width > 2 * indent.size() && column + width_of(next.code) > width) {
-            (text += '\n') += indent;
-            column = indent.size();
-        }
-        text += line.substr(0, next.bytes);
-        column += width_of(next.code);
-        line.remove_prefix(next.bytes);
-    }
-    std::cout << text << '\n';
 }
 
 // The keyboard, or whatever the standard input is.
@@ -183,16 +149,11 @@ class Connection {
 // A line begins with the time and then with who speaks: "alice:" for what is said, "*" for /me, "alice -> bob:" in
 // private; "--" and "!!" are the server's notices and refusals, and "==" is /echo. No name looks like these marks.
 
-// Gives the time of day here, and the date if it is not today's.
-std::string local_time(std::time_t time) {
-    const std::time_t now = std::time(nullptr);
-    std::tm parts{};
-    std::tm today{};
-    localtime_r(&time, &parts);
-    localtime_r(&now, &today);
-    const bool same_day = parts.tm_year == today.tm_year && parts.tm_yday == today.tm_yday;
-    std::array<char, 32> text{};
-    return {text.data(), strftime(text.data(), text.size(), same_day ? "%H:%M" : "%Y-%m-%d %H:%M", &parts)};
+// Gives the time of day, and the date if it is not today's.
+std::string time_shown(std::time_t time) {
+    const char* day = "%Y-%m-%d";
+    const bool today = local_time(time, day) == local_time(std::time(nullptr), day);
+    return local_time(time, today ? "%H:%M" : "%Y-%m-%d %H:%M");
 }
 
 // Gives a time on the wire (utc_time()) as a time; 0 if it is none.
@@ -240,7 +201,7 @@ void show(std::string_view line) {
         take_word(line);
         time = wire_time(std::string(take_word(line)));
     }
-    print(local_time(time) + ' ' + in_words(line));
+    std::cout << wrapped(time_shown(time) + ' ' + in_words(line), screen_width()) << '\n';
 }
 
 // ---------------------------------------------------------------------------------------------------------

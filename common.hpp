@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@
 #include <charconv>
 #include <cstddef>
 #include <ctime>
+#include <cwchar>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -215,6 +217,33 @@ inline std::string clean(std::string_view text) {
     return result;
 }
 
+// Gives the columns of the terminal that the standard output goes to, 0 if it is none.
+inline std::size_t screen_width() {
+    winsize size{};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+// Gives lines cut into rows for a screen of so many columns, where a line's second and later rows are indented: so
+// what is far behind in somebody's long line cannot pass for another line (promise 3). Without columns nothing is cut.
+// Characters are as wide as the locale has them: wcwidth(3).
+inline std::string wrapped(std::string_view lines, std::size_t columns) {
+    constexpr std::string_view indent = "        ";
+    if (columns < 2 * indent.size()) return std::string(lines);
+    std::string text;
+    for (std::size_t column = 0; !lines.empty();) {
+        const Character next = decode_utf8(lines);
+        const auto width = static_cast<std::size_t>(std::max(wcwidth(static_cast<wchar_t>(next.code)), 0));
+        if (column + width > columns) {
+            (text += '\n') += indent;
+            column = indent.size();
+        }
+        text += lines.substr(0, next.bytes);
+        column = next.code == '\n' ? 0 : column + width;
+        lines.remove_prefix(next.bytes);
+    }
+    return text;
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // 4. Lines
 //
@@ -327,6 +356,14 @@ inline bool same_name(std::string_view a, std::string_view b) { return fold(a) =
 inline bool valid_name(std::string_view name) {
     return name.size() >= 3 && name.size() <= 12 && is_letter(name[0]) &&
            std::ranges::all_of(name, [](char c) { return is_letter(c) || is_digit(c); });
+}
+
+// Gives a time in the zone that the system is set to, in a strftime(3) format, of at most 63 bytes as a whole.
+inline std::string local_time(std::time_t time, const char* format) {
+    std::tm parts{};
+    localtime_r(&time, &parts);
+    std::array<char, 64> text{};
+    return {text.data(), strftime(text.data(), text.size(), format, &parts)};
 }
 
 // Gives a time as on the wire, in UTC: "2026-11-20T14:02:05Z".

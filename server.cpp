@@ -19,6 +19,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <clocale>
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
@@ -93,35 +94,32 @@ bool stop_within(std::chrono::milliseconds time) {
 class Log {
    public:
     // Logs what happened in a room; "-" is the server itself. Any thread. Never blocks.
-    void add(std::string_view room, std::string text) {
+    void add(std::string_view room, std::string_view text) {
         const Lock lock(mutex_);
-        if (entries_.size() >= max_entries) {
+        if (waiting_.size() > max_waiting) {
             ++lost_;
             return;
         }
-        entries_.push_back({std::time(nullptr), std::string(room), std::move(text)});
+        append(room, text);
         changed_.notify_all();
     }
 
-    // The log thread: writes until stop(), and then what is left.
+    // The log's thread: writes until stop(), and then what is left.
     void run() {
         for (Lock lock(mutex_);;) {
-            changed_.wait(lock, [&] { return !entries_.empty() || stopping_; });
-            if (entries_.empty()) break;
-            const std::deque<Entry> batch = std::exchange(entries_, {});
-            const std::size_t lost = std::exchange(lost_, 0);
+            changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
+            if (waiting_.empty()) break;
+            if (lost_ > 0) append("-", "-- here " + std::to_string(std::exchange(lost_, 0)) + " lines are missing.");
+            const std::string text = std::exchange(waiting_, {});
             lock.unlock();
-            std::string text;
-            for (const Entry& entry : batch) text += format(entry);
-            if (lost > 0) text += format({std::time(nullptr), "-", std::to_string(lost) + " lines not logged"});
-            write_all(text);
+            write_all(wrapped(text, screen_width()));
             lock.lock();
         }
         done_ = true;
         changed_.notify_all();
     }
 
-    // Ends the log thread and joins it, though it may be stuck in a write to a paused terminal: then the signal,
+    // Ends the log's thread and joins it, though it may be stuck in a write to a paused terminal: then the signal,
     // whose handler does nothing, interrupts the call.
     void stop(std::thread& thread) {
         {
@@ -137,18 +135,12 @@ class Log {
     }
 
    private:
-    struct Entry {
-        std::time_t time = 0;
-        std::string room, text;
-    };
-    static constexpr std::size_t max_entries = 10000;
+    static constexpr std::size_t max_waiting = 1024UL * 1024;  // bytes
 
-    static std::string format(const Entry& entry) {
-        std::tm parts{};
-        localtime_r(&entry.time, &parts);
-        std::array<char, 32> time{};
-        const std::size_t length = strftime(time.data(), time.size(), "%Y-%m-%d %H:%M:%S ", &parts);
-        return std::string(time.data(), length) + entry.room + ' ' + entry.text + '\n';
+    void append(std::string_view room, std::string_view text) {
+        const std::time_t now = std::time(nullptr);
+        if (now != std::exchange(second_, now)) stamp_ = local_time(now, "%Y-%m-%d %H:%M:%S ");
+        ((((waiting_ += stamp_) += room) += ' ') += text) += '\n';
     }
 
     // Gives up at a broken output, and at a blocked one once the server stops.
@@ -168,8 +160,10 @@ class Log {
 
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::deque<Entry> entries_;  // guarded by mutex_, as are the next three
-    std::size_t lost_ = 0;       // entries for which there was no space
+    std::string waiting_;     // lines to be written; guarded by mutex_, as are the next five
+    std::size_t lost_ = 0;    // lines for which there was no space
+    std::time_t second_ = 0;  // when the last line was added
+    std::string stamp_;       // that time as text
     bool stopping_ = false;
     bool done_ = false;
     std::atomic<bool> give_up_ = false;
@@ -629,12 +623,7 @@ void who(Client& user, Words /*rest*/) {
 }
 
 void time_of_day(Client& user, Words /*rest*/) {
-    const std::time_t now = std::time(nullptr);
-    std::tm parts{};
-    localtime_r(&now, &parts);
-    std::array<char, 64> text{};
-    const std::size_t length = strftime(text.data(), text.size(), "It is %A, %Y-%m-%d %H:%M:%S %Z.", &parts);
-    info(user, {text.data(), length});
+    info(user, local_time(std::time(nullptr), "It is %A, %Y-%m-%d %H:%M:%S %Z."));
 }
 
 void quote(Client& user, Words /*rest*/) {
@@ -711,7 +700,6 @@ void quit(Client& user, Words /*rest*/) {
 void put_off_by(const Lock& lock, Client& target, const Client& by, Words reason, Words done) {
     const std::string why = words({"was", done, "by", by.name + "."});
     put_off(lock, target, words({"BYE", reason, "You were", done, "by", by.name + "."}), why);
-    server_log.add("-", words({"--", target.name, why}));
 }
 
 void fire(Client& user, Words rest) {
@@ -1399,6 +1387,7 @@ void run() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
     try {
         open_standard_descriptors();
         read_options(argc, argv);

@@ -1,0 +1,155 @@
+# Chatroom: `make` builds ./server and ./client; `make help` lists what else there is.
+#
+#   make CXX=clang++ CXXFLAGS="-O0 -stdlib=libc++"    other tools and flags: all that they concern is built anew
+#   make V=1                                          shows each command in full
+
+PREFIX ?= /usr/local
+PORT   ?= 12345
+BINDIR := $(DESTDIR)$(PREFIX)/bin
+MANDIR := $(DESTDIR)$(PREFIX)/share/man/man1
+
+# Objects go under B, the two programs under OUT. `make sanitize` calls this file again with others of its own.
+B   := build
+OUT :=
+SERVER := $(OUT)server
+CLIENT := $(OUT)client
+TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
+HELPER := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/harness.cpp))
+
+# CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources cannot do without.
+WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+ifdef SANITIZE
+# (g++ takes more for uninitialized then than is: hence the last of these.)
+CHECKED  := -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fsanitize-undefined-trap-on-error -Wno-uninitialized
+endif
+FLAGS    := -O2 -g $(WARNINGS) $(CXXFLAGS) $(CHECKED) -std=c++20 -pthread
+COMPILE  := $(CXX) $(FLAGS) -I. $(CPPFLAGS)
+LINK     := $(CXX) $(FLAGS) $(LDFLAGS)
+
+# GoogleTest, for the tests alone. Its headers count as the system's, so that they give no warnings.
+GTEST_CFLAGS = $(patsubst -I%,-isystem %,$(shell pkg-config --cflags gtest 2>/dev/null))
+GTEST_LIBS   = $(shell pkg-config --libs gtest_main 2>/dev/null || echo -lgtest_main -lgtest)
+
+ifneq ($(V),1)
+Q := @
+endif
+
+all: $(SERVER) $(CLIENT)  ## build ./server and ./client (this is what plain `make` does)
+
+# ---- Building ----
+
+$(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
+	@echo "  link     $@"
+	$(Q)$(LINK) $^ -o $@
+
+$(B)/%.o: %.cpp $(B)/flags
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
+
+$(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
+
+$(TESTS): %: %.o $(HELPER)
+	@echo "  link     $@"
+	$(Q)$(LINK) $^ $(GTEST_LIBS) -o $@
+
+# Holds the flags in use; it is written, and thus newer than the objects, only when they are not those of last time.
+$(B)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(subst ','\'',$(COMPILE) / $(LINK))' >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# Links an empty test, since GoogleTest can be missing, or built for another C++ library.
+$(B)/gtest.log: $(B)/flags
+	@printf '#include <gtest/gtest.h>\nTEST(GoogleTest, IsHere) {}\n' >$(B)/gtest.cpp
+	@$(COMPILE) $(GTEST_CFLAGS) $(B)/gtest.cpp $(LDFLAGS) $(GTEST_LIBS) -o $(B)/gtest >$@.new 2>&1 && mv $@.new $@ || { \
+		echo "The tests need GoogleTest: apt-get install libgtest-dev, or brew install googletest pkg-config."; \
+		echo "If it is there, $@.new says why $(CXX) cannot use it."; exit 1; }
+
+-include $(wildcard $(B)/*.d $(B)/tests/*.d)
+.SECONDARY:
+
+# ---- Running ----
+
+# The server tries the port: when it is taken, a server is taken to be there, and is joined and left running.
+run: all  ## join the chat on this machine; starts a server for it if none is there (PORT=12345)
+	@log=build/server.log.$$$$; (umask 077; : >$$log); \
+	./server --port $(PORT) </dev/null >$$log 2>&1 & server=$$!; \
+	trap '{ kill $$server && wait $$server; } 2>/dev/null; rm -f $$log' EXIT; trap 'exit 0' HUP INT TERM; \
+	until grep -q 'listening on port' $$log || ! kill -0 $$server 2>/dev/null; do sleep 0.1; done; \
+	if kill -0 $$server 2>/dev/null; then \
+		mv $$log build/server.log; \
+		echo "A server of our own runs on port $(PORT) until you leave; its log goes to build/server.log."; \
+		grep '^admin password: ' build/server.log; \
+	elif grep -q EADDRINUSE $$log; then echo "Joining the server that is on port $(PORT)."; \
+	else cat $$log; exit 1; fi; \
+	./client 127.0.0.1 $(PORT) || :
+
+demo: all  ## let four clients talk through a server, without a terminal, and show what each saw
+	@sh tests/demo.sh ./$(SERVER) ./$(CLIENT)
+
+# ---- Testing ----
+
+# A sanitizer's report goes to a file, whichever process it is about; tests/run.sh fails if it finds one. Undefined
+# behaviour is a trap, told as "ILL" or "TRAP" with its line: its own messages would miss that file with g++.
+REPORT    := $(CURDIR)/$(B)/report
+SAN_FLAGS := log_path='$(REPORT)':second_deadlock_stack=1:handle_sigill=1:handle_sigtrap=1
+TEST_ENV  := CHATROOM_SERVER="$(CURDIR)/$(SERVER)" CHATROOM_CLIENT="$(CURDIR)/$(CLIENT)"
+ifdef SANITIZE
+TEST_ENV  += ASAN_OPTIONS="$(SAN_FLAGS)" TSAN_OPTIONS="$(SAN_FLAGS)" CHATROOM_SLOW=1
+endif
+
+test: all $(TESTS)  ## build and run the tests (FILTER='Suite.*' picks some, V=1 shows each)
+	@$(TEST_ENV) FILTER='$(FILTER)' V=$(V) sh tests/run.sh "$(REPORT)" $(TESTS)
+
+sanitize:  ## run the tests with the address, undefined behaviour and thread sanitizers
+	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
+	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
+
+# ---- Checking ----
+
+SOURCES := $(wildcard *.cpp tests/*.cpp)
+HEADERS := $(wildcard *.hpp tests/*.hpp)
+
+# What cppcheck says of lifetimes is left to the address sanitizer: it takes views of living strings for dangling ones.
+LIFETIMES := invalidLifetime danglingLifetime danglingTemporaryLifetime
+lint: $(SOURCES:%=$(B)/lint/%)  ## check the sources with clang-tidy, cppcheck and clang-format
+	@echo "  cppcheck"
+	$(Q)cppcheck --quiet --std=c++20 --language=c++ --library=posix,googletest --inline-suppr --error-exitcode=1 \
+		--enable=warning,performance,portability $(addprefix --suppress=,$(LIFETIMES)) -I. $(SOURCES)
+	@echo "  clang-format"
+	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+
+$(B)/lint/%: % $(HEADERS) .clang-tidy | lint-tools
+	@echo "  clang-tidy $<"
+	@mkdir -p $(@D)
+	$(Q)clang-tidy --quiet $< -- $(FLAGS) -I. $(CPPFLAGS) >$@.log 2>&1 || { grep -v 'generated.$$' $@.log; exit 1; }
+	@touch $@
+
+lint-tools:
+	@for tool in clang-tidy cppcheck clang-format; do \
+		command -v $$tool >/dev/null || { echo "lint needs $$tool: apt-get install $$tool"; exit 1; }; done
+
+# ---- Installing ----
+
+install: all  ## install chatroom-server, chatroom and their man pages (PREFIX=/usr/local, DESTDIR=)
+	install -d "$(BINDIR)" "$(MANDIR)"
+	install -m 755 server "$(BINDIR)/chatroom-server"
+	install -m 755 client "$(BINDIR)/chatroom"
+	install -m 644 docs/man/chatroom.1 docs/man/chatroom-server.1 "$(MANDIR)"
+
+uninstall:  ## remove what install put there
+	rm -f "$(BINDIR)/chatroom-server" "$(BINDIR)/chatroom" "$(MANDIR)/chatroom.1" "$(MANDIR)/chatroom-server.1"
+
+clean:  ## remove all that was built
+	@rm -rf build server client
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*  ## /\1 /p' $(firstword $(MAKEFILE_LIST)) | \
+		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
+
+FORCE:
+.PHONY: all run demo test sanitize lint lint-tools install uninstall clean help FORCE
