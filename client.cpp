@@ -166,14 +166,30 @@ std::time_t wire_time(const std::string& text) {
 struct Form {
     std::string_view word;
     int fields;
-    std::string_view look;  // %1 and %2 are fields, %t is the text behind them
+    std::string_view look;  // %1 to %5 are fields, %t is the text behind them
 };
 
 constexpr Form forms[] = {
-    {"SAY", 1, "%1: %t"},     {"ME", 1, "* %1 %t"},    {"MSG", 2, "%1 -> %2: %t"},    {"JOIN", 1, "-- %1 %t"},
-    {"LEAVE", 1, "-- %1 %t"}, {"ROOM", 3, "-- %t"},    {"WHO", 2, "-- %2 in %1: %t"}, {"ECHO", 0, "== %t"},
-    {"ERR", 0, "!! %t"},      {"REFUSE", 0, "!! %t"},  {"BAN", 0, "!! %t"},           {"BYE", 1, "-- %t"},
-    {"INFO", 0, "-- %t"},     {"WELCOME", 1, "-- %t"}, {"NICK", 0, "-- %t"},          {"PASS", 0, "-- %t"},
+    {"SAY", 1, "%1: %t"},
+    {"ME", 1, "* %1 %t"},
+    {"MSG", 2, "%1 -> %2: %t"},
+    {"BLOCKED", 1, "(blocked) %1: %t"},
+    {"ECHO", 0, "== %t"},
+    {"ERR", 0, "!! %t"},
+    {"REFUSE", 0, "!! %t"},
+    {"BAN", 0, "!! %t"},
+    {"JOIN", 1, "-- %1 %t"},
+    {"LEAVE", 1, "-- %1 %t"},
+    {"OWNER", 1, "-- %1 %t"},
+    {"ROOM", 3, "-- %t"},
+    {"WHO", 2, "-- %2 in %1: %t"},
+    {"ROOMS", 1, "-- %1 %t"},
+    {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t"},
+    {"BYE", 1, "-- %t"},
+    {"INFO", 0, "-- %t"},
+    {"WELCOME", 1, "-- %t"},
+    {"NICK", 0, "-- %t"},
+    {"PASS", 0, "-- %t"},
 };
 
 // Gives what a line from the server looks like to a person, without the time.
@@ -181,7 +197,7 @@ std::string in_words(std::string_view line) {
     std::string_view text = line;
     const auto* form = std::ranges::find(forms, take_word(text), &Form::word);
     if (form == std::end(forms)) return "-- " + std::string(line);  // a word of a newer server
-    std::array<std::string_view, 3> fields;
+    std::array<std::string_view, 5> fields;
     for (int i = 0; i < form->fields; ++i) fields.at(static_cast<std::size_t>(i)) = take_word(text);
     std::string result;
     for (std::size_t i = 0; i < form->look.size(); ++i) {
@@ -332,19 +348,11 @@ Options read_options(int argc, char** argv) {
     Options options;
     for (int found = 0; (found = getopt_long(argc, argv, "", known, nullptr)) != -1;) {
         switch (found) {
-            case name:
-                options.name = optarg;
-                break;
-            case plain:
-                break;  // the only form there is
-            case help_text:
-                std::cout << usage;
-                std::exit(0);
-            case version_text:
-                std::cout << "chatroom " << version << '\n';
-                std::exit(0);
-            default:
-                throw UsageError("");  // getopt_long() has said what is wrong
+            case name: options.name = optarg; break;
+            case plain: break;  // the only form there is
+            case help_text: std::cout << usage; std::exit(0);
+            case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
+            default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
     if (options.name && !valid_name(*options.name)) {

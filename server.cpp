@@ -28,9 +28,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -54,10 +56,13 @@ struct Options {
     std::string port = std::string(default_port);
     std::string bind_address;  // empty: every interface
     std::string bans_file = "bans.txt";
-    long rate = 10;            // lines a second from one client, after the burst; 0 is no limit
-    long max_clients = 10000;  // connections, those that have not logged in included
-    long max_per_ip = 64;      // of them from one address; 0 is no limit
+    std::vector<std::string> rooms;  // made at start, to stay
+    long idle = 240;                 // seconds until who says nothing is disconnected, warned at half; 0 is never
+    long rate = 10;                  // lines a second from one client, after the burst; 0 is no limit
+    long max_clients = 10000;        // connections, those that have not logged in included
+    long max_per_ip = 64;            // of them from one address; 0 is no limit
     std::string admin_password;
+    std::string exit_code = "";  // five digits, made at start: who knows it may shut the server down
 };
 
 Options options;
@@ -204,6 +209,8 @@ struct Client {
     bool ending = false;              // no line counts from now on, none is queued, and its thread says goodbye
     bool abandoned = false;           // what waits for it will not be sent
     std::string why = "left.";        // of its leaving, for the room
+    Clock::time_point heard = since;  // when its last line came
+    bool warned = false;              // of its idleness
     std::condition_variable changed;  // its thread waits here; ending, backlog and with_postman notify
 
     // Only the postman, while with_postman.
@@ -219,16 +226,22 @@ struct Said {
 };
 
 struct Room {
+    int number;
     std::string name;
-    std::vector<Client*> members;  // who has been here longest comes first
-    std::deque<Said> history;
+    std::string code;  // five digits, or empty
+    std::string creator;
+    std::time_t created;
+    std::string owner = {};             // empty: nobody, in public and in the rooms that the server made
+    std::vector<Client*> members = {};  // who has been here longest comes first
+    std::deque<Said> history = {};
 };
 
 struct Chat {
     std::mutex mutex;
     std::vector<Client*> clients;                      // everyone who is connected
     std::unordered_map<std::string, Client*> by_name;  // by key: who is logged in, and the operator
-    Room public_room{"public", {}, {}};
+    std::list<Room> rooms;                             // the first is public
+    std::set<std::string> blocked;                     // keys of those whom only the admin and the operator hear
     bool stopping = false;
     std::condition_variable empty;  // clients has become so
 
@@ -354,56 +367,73 @@ class Postman {
 Postman postman;
 
 // ---------------------------------------------------------------------------------------------------------
-// 4. What is said, and to whom
+// 4. Rooms, and what is said in them
 //
 // To say something to a room is to append it to its members' outboxes, in one go under the mutex: so everyone sees
 // the same lines in the same order, the speaker included (promise 1). Any thread may call these; none blocks.
 
+// Gives its parts as one text.
+template <typename... Parts>
+std::string concat(const Parts&... parts) {
+    std::string text;
+    ((text += parts), ...);
+    return text;
+}
+
+// Logs what concerns the server as a whole.
+template <typename... Parts>
+void log_event(const Parts&... parts) {
+    server_log.add("-", concat("-- ", parts...));
+}
+
+// What the operator's terminal shows of a line, which a client would get as it is.
+void show_operator(std::string_view line) {
+    const std::string_view word = take_word(line);
+    if (word != "MSG") return log_event(line);
+    const std::string_view from = take_word(line);
+    const std::string_view to = take_word(line);
+    server_log.add("-", concat(from, " -> ", to, ": ", line));
+}
+
 // Appends a line, without its end, to what waits for a client. What cannot wait any longer drops the client.
 void post(const Lock& lock, Client& to, std::string_view line) {
-    if (is_operator(to)) {
-        const std::string_view word = take_word(line);
-        const bool private_message = word == "MSG";
-        std::string from(private_message ? take_word(line) : "--");
-        if (private_message) from += " -> " + std::string(take_word(line)) + ':';
-        server_log.add("-", from + ' ' + std::string(line));
-        return;
-    }
+    if (is_operator(to)) return show_operator(line);
     if (to.ending) return;
-    to.outbox += line;
-    to.outbox += '\n';
+    (to.outbox += line) += '\n';
     to.backlog += line.size() + 1;
     postman.call(lock, to);
     if (to.backlog > max_backlog) drop(lock, to, "could not keep up: 1 MiB waited.");
 }
 
-void tell(Client& to, std::string_view line) { post(Lock(chat.mutex), to, line); }
-
-std::string words(std::initializer_list<std::string_view> parts) {
-    std::string line;
-    for (const std::string_view part : parts) (line += line.empty() ? "" : " ") += part;
-    return line;
+template <typename... Parts>
+void info(const Lock& lock, Client& to, const Parts&... parts) {
+    post(lock, to, concat("INFO ", parts...));
 }
 
-void announce(const Lock& lock, const Room& room, std::string_view line) {
-    for (Client* member : room.members) post(lock, *member, line);
+template <typename... Parts>
+void error(const Lock& lock, Client& to, const Parts&... parts) {
+    post(lock, to, concat("ERR ", parts...));
+}
+
+// Tells a room's members what happened, and the log.
+void announce(const Lock& lock, const Room& room, std::string_view word, std::string_view name, std::string_view text) {
+    for (Client* member : room.members) post(lock, *member, concat(word, " ", name, " ", text));
+    server_log.add(room.name, concat("-- ", name, " ", text));
 }
 
 // Says something in a room in a client's name; word is SAY or ME.
 void say_in(const Lock& lock, Room& room, const Client& from, std::string_view word, std::string_view text) {
-    const std::string line = words({word, from.name, text});
+    const std::string line = concat(word, " ", from.name, " ", text);
     for (Client* member : room.members) {
         if (!member->ignored.contains(from.key)) post(lock, *member, line);
     }
-    room.history.push_back({from.key, words({"PAST", utc_time(std::time(nullptr)), line})});
+    room.history.push_back({from.key, concat("PAST ", utc_time(std::time(nullptr)), " ", line)});
     if (room.history.size() > history_lines) room.history.pop_front();
-    const std::string speaker = word == "ME" ? "* " + from.name + ' ' : from.name + ": ";
-    server_log.add(room.name, speaker + std::string(text));
 }
 
-// Tells who is in a room, in as many lines as it takes.
+// Tells who is in a room, in as many lines as it takes, and who owns it.
 void post_members(const Lock& lock, Client& to, const Room& room) {
-    const std::string start = words({"WHO", room.name, std::to_string(room.members.size())});
+    const std::string start = concat("WHO ", room.name, " ", std::to_string(room.members.size()));
     std::string line = start;
     for (const Client* member : room.members) {
         (line += ' ') += member->name;
@@ -411,26 +441,45 @@ void post_members(const Lock& lock, Client& to, const Room& room) {
         post(lock, to, std::exchange(line, start));
     }
     if (room.members.empty()) post(lock, to, line);
+    if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
 }
 
 void enter(const Lock& lock, Client& client, Room& room) {
-    announce(lock, room, words({"JOIN", client.name, "joined."}));
-    server_log.add(room.name, words({"--", client.name, "joined, from", client.address}));
+    announce(lock, room, "JOIN", client.name, "joined.");
     room.members.push_back(&client);
     client.room = &room;
-    post(lock, client, words({"ROOM", room.name, "- - You are in", room.name + ": NO CODE, no owner."}));
+    const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
+    post(lock, client,
+         concat("ROOM ", room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"), " You are in ",
+                room.name, ". Its code: ", or_else(room.code, "NO CODE"), ". Its owner: ", or_else(room.owner, "none"),
+                "."));
     post_members(lock, client, room);
     for (const Said& said : room.history) {
         if (!client.ignored.contains(said.key)) post(lock, client, said.line);
     }
 }
 
-void leave(const Lock& lock, Client& client) {
+void end_room(Room& room) {
+    server_log.add(room.name, "-- the room has ended.");
+    chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
+}
+
+// A room that was made by a client ends with its last member. If its owner leaves before that, the member who has
+// been there longest owns it.
+void leave(const Lock& lock, Client& client, std::string_view why) {
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
     if (chat.stopping) return;
-    announce(lock, room, words({"LEAVE", client.name, client.why}));
-    server_log.add(room.name, words({"--", client.name, client.why}));
+    announce(lock, room, "LEAVE", client.name, why);
+    if (room.owner != client.name) return;
+    if (room.members.empty()) return end_room(room);
+    room.owner = room.members.front()->name;
+    announce(lock, room, "OWNER", room.owner, "owns the room now.");
+}
+
+void move(const Lock& lock, Client& client, Room& to, std::string_view why) {
+    leave(lock, client, why);
+    enter(lock, client, to);
 }
 
 // Ends a client's connection, by its own thread: last_line is the last that it is sent, `why` is for its room.
@@ -476,6 +525,8 @@ bool same_secret(std::string_view given, std::string_view secret) {
 
 class Tries {
    public:
+    static constexpr std::string_view wait = "Too many wrong tries from your address: wait a minute, then try again.";
+
     // Counts a try before the secret is looked at, so that tries at the same moment all count. False: too many
     // lately, and the try must not be looked at. Any thread. Never blocks.
     bool take(const std::string& address) {
@@ -575,7 +626,7 @@ bool change_ban(const std::string& who, bool ban, std::string_view by) {
     const auto matches = [&](const std::string& line) { return banned_by(line) == banned_by(who); };
     if (ban == std::ranges::any_of(lines, matches)) return false;
     if (ban) {
-        lines.push_back(words({who, " # by", by, "at", utc_time(std::time(nullptr))}));
+        lines.push_back(concat(who, "  # by ", by, " at ", utc_time(std::time(nullptr))));
     } else {
         std::erase_if(lines, matches);
     }
@@ -588,244 +639,459 @@ bool change_ban(const std::string& who, bool ban, std::string_view by) {
 // ---------------------------------------------------------------------------------------------------------
 // 7. Commands
 //
-// A function for each, run by the thread of who typed it: `rest` is what follows the command's word, trimmed. The
-// table at the end of the section says who may use which, and what /help tells.
+// A function for each, called with the mutex held by the thread of who typed it: `rest` is what follows the command's
+// word, trimmed. The table behind them says who may use which, and what /help tells.
+//
+// The rule: a room command acts on the room that one is in, and the public room is the server. The operator is
+// always there.
 
 using Words = std::string_view;
 
-void info(Client& user, std::string_view text) { tell(user, words({"INFO", text})); }
-void error(Client& user, std::string_view text) { tell(user, words({"ERR", text})); }
+Room& public_room() { return chat.rooms.front(); }
+
+bool in_public(const Client& user) { return user.room == &public_room(); }
 
 // Gives who is logged in under a name, or tells the user that nobody is.
-Client* find(const Lock& lock, Client& user, std::string_view name) {
+Client* find(const Lock& lock, Client& user, Words name) {
     const auto found = chat.by_name.find(fold(name));
     if (found != chat.by_name.end()) return found->second;
-    post(lock, user, words({"ERR Nobody here is called", name, "- /who tells who is here."}));
+    error(lock, user, "Nobody here is called ", name, ". /who tells who is in the room.");
     return nullptr;
 }
 
-// As find(), for what is done to others: not to oneself, not to the operator, and to the admin by the operator alone.
-Client* find_target(const Lock& lock, Client& user, std::string_view name) {
+// As find(), for what is done to others: not to oneself or the operator, and to the admin by the operator alone.
+Client* find_target(const Lock& lock, Client& user, Words name) {
     Client* target = find(lock, user, name);
     if (target == nullptr) return nullptr;
-    std::string_view problem;
-    if (is_operator(*target)) problem = "That is the operator, at the server's own terminal.";
-    if (target->admin && !is_operator(user)) problem = "That is the admin.";
-    if (target == &user) problem = "That is yourself; /quit leaves.";
-    if (problem.empty()) return target;
-    post(lock, user, words({"ERR", problem}));
+    if (target == &user) {
+        error(lock, user, "That is yourself.");
+    } else if (is_operator(*target)) {
+        error(lock, user, "That is the operator, at the server's own terminal.");
+    } else if (target->admin && !is_operator(user)) {
+        error(lock, user, "That is the admin.");
+    } else {
+        return target;
+    }
     return nullptr;
 }
 
-void who(Client& user, Words /*rest*/) {
-    const Lock lock(chat.mutex);
-    post_members(lock, user, *user.room);
+void who(Lock& lock, Client& user, Words /*rest*/) {
+    for (const Room& room : chat.rooms) {
+        if (&room == user.room || is_operator(user)) post_members(lock, user, room);
+    }
 }
 
-void time_of_day(Client& user, Words /*rest*/) {
-    info(user, local_time(std::time(nullptr), "It is %A, %Y-%m-%d %H:%M:%S %Z."));
+void time_of_day(Lock& lock, Client& user, Words /*rest*/) {
+    info(lock, user, local_time(std::time(nullptr), "It is %A, %Y-%m-%d %H:%M:%S %Z."));
 }
 
-void quote(Client& user, Words /*rest*/) {
-    static constexpr std::array<std::string_view, 10> quotes = {
+void quote(Lock& lock, Client& user, Words /*rest*/) {
+    static constexpr Words quotes[] = {
         "\"Be liberal in what you accept, and conservative in what you send.\" - Jon Postel",
-        "\"The network is the computer.\" - John Gage",
-        "\"We reject kings, presidents and voting. We believe in rough consensus and running code.\" - David Clark",
+        "\"We believe in rough consensus and running code.\" - David Clark",
         "\"Simplicity is prerequisite for reliability.\" - Edsger W. Dijkstra",
-        "\"There are only two hard things in computer science: cache invalidation and naming things.\" - Phil Karlton",
         "\"Premature optimization is the root of all evil.\" - Donald E. Knuth",
         "\"Controlling complexity is the essence of computer programming.\" - Brian Kernighan",
-        "\"The most effective debugging tool is still careful thought.\" - Brian Kernighan",
         "\"When in doubt, use brute force.\" - Ken Thompson",
         "\"The best way to predict the future is to invent it.\" - Alan Kay",
     };
-    const std::string digit = random_text("0123456789", 1);
-    info(user, quotes.at(static_cast<std::size_t>(digit[0] - '0')));
+    const auto random = static_cast<std::size_t>(random_text("0123456", 1)[0] - '0');
+    info(lock, user, quotes[random]);
 }
 
-void echo(Client& user, Words rest) { tell(user, words({"ECHO", rest})); }
+void echo(Lock& lock, Client& user, Words rest) { post(lock, user, concat("ECHO ", rest)); }
 
-// What is said without a command; the operator speaks to everybody.
-void say(Client& user, Words text) {
-    const Lock lock(chat.mutex);
-    if (!user.ending) say_in(lock, *user.room, user, "SAY", text);
-}
-
-void me(Client& user, Words rest) {
-    const Lock lock(chat.mutex);
-    if (!user.ending) say_in(lock, *user.room, user, "ME", rest);
-}
-
-void private_message(const Lock& lock, Client& from, Client& to, std::string_view text) {
-    if (to.ignored.contains(from.key)) {
-        return post(lock, from, words({"ERR", to.name, "has chosen not to hear you (/ignore)."}));
+// What is said without a command. The operator speaks to everybody.
+void say(Lock& lock, Client& user, Words text) {
+    for (Room& room : chat.rooms) {
+        if (&room == user.room || is_operator(user)) say_in(lock, room, user, "SAY", text);
     }
-    const std::string line = words({"MSG", from.name, to.name, text});
+    server_log.add(is_operator(user) ? "-" : user.room->name, concat(user.name, ": ", text));
+}
+
+void me(Lock& lock, Client& user, Words rest) {
+    say_in(lock, *user.room, user, "ME", rest);
+    server_log.add(user.room->name, concat("* ", user.name, " ", rest));
+}
+
+void private_message(const Lock& lock, Client& from, Client& to, Words text) {
+    if (to.ignored.contains(from.key)) {
+        return error(lock, from, to.name, " has chosen not to hear you (/ignore).");
+    }
+    const std::string line = concat("MSG ", from.name, " ", to.name, " ", text);
     post(lock, from, line);
     if (&to != &from) post(lock, to, line);
     to.correspondent = from.name;
-    if (!is_operator(from) && !is_operator(to)) {  // they have seen it; nobody else reads what is private
-        server_log.add("-", words({"--", from.name, "sent", to.name, "a private message."}));
-    }
+    if (is_operator(from) || is_operator(to)) return;  // it is in the log; what others say in private is not
+    log_event(from.name, " sent ", to.name, " a private message.");
 }
 
-void msg(Client& user, Words rest) {
-    const Lock lock(chat.mutex);
+void msg(Lock& lock, Client& user, Words rest) {
     if (Client* to = find(lock, user, take_word(rest))) private_message(lock, user, *to, trim(rest));
 }
 
-void reply(Client& user, Words rest) {
-    const Lock lock(chat.mutex);
-    if (user.correspondent.empty()) return post(lock, user, "ERR Nobody has sent you a private message yet.");
+void reply(Lock& lock, Client& user, Words rest) {
+    if (user.correspondent.empty()) return error(lock, user, "Nobody has sent you a private message yet.");
     if (Client* to = find(lock, user, user.correspondent)) private_message(lock, user, *to, rest);
 }
 
-void ignore(Client& user, Words rest) {
-    const Lock lock(chat.mutex);
-    const std::string key = fold(rest);
-    if (user.ignored.erase(key) > 0) return post(lock, user, words({"INFO You hear", rest, "again."}));
+void ignore(Lock& lock, Client& user, Words rest) {
+    if (user.ignored.erase(fold(rest)) > 0) return info(lock, user, "You hear ", rest, " again.");
     const Client* target = find(lock, user, rest);
     if (target == nullptr) return;
-    if (target == &user || is_operator(*target)) return post(lock, user, "ERR Not yourself, and not the server.");
-    user.ignored.insert(key);
-    post(lock, user, words({"INFO You no longer hear", target->name + ".", "The same command undoes it."}));
+    if (target == &user || is_operator(*target)) return error(lock, user, "Not yourself, and not the server.");
+    user.ignored.insert(target->key);
+    info(lock, user, "You no longer hear ", target->name, ". The same command undoes it.");
 }
 
-void quit(Client& user, Words /*rest*/) {
-    if (is_operator(user)) return error(user, "/shutdown ends the server; to leave this terminal, close it.");
-    farewell(Lock(chat.mutex), user, words({"BYE QUIT Goodbye,", user.name + "."}), "left.");
+void quit(Lock& lock, Client& user, Words /*rest*/) {
+    farewell(lock, user, concat("BYE QUIT Goodbye, ", user.name, "."), "left.");
 }
 
-// Puts a client off the server; reason is KICK or BAN, done what happened in words: "kicked".
+void rooms(Lock& lock, Client& user, Words /*rest*/) {
+    post(lock, user,
+         concat("ROOMS ", std::to_string(chat.rooms.size()),
+                " rooms: number, name, members, creator, creation time, whether a code is needed"));
+    for (const Room& room : chat.rooms) {
+        post(lock, user,
+             concat("LIST ", std::to_string(room.number), " ", room.name, " ", std::to_string(room.members.size()), " ",
+                    room.creator, " ", utc_time(room.created), " ", room.code.empty() ? "NO CODE" : "CODE"));
+    }
+}
+
+// Gives the room with a name or a number, or null.
+Room* find_room(Words which) {
+    const auto found = std::ranges::find_if(chat.rooms, [&](const Room& room) {
+        return same_name(room.name, which) || std::to_string(room.number) == which;
+    });
+    return found == chat.rooms.end() ? nullptr : &*found;
+}
+
+Room& make_room(Words name, Words code, Words creator) {
+    static int number = 0;
+    chat.rooms.push_back({++number, std::string(name), std::string(code), std::string(creator), std::time(nullptr)});
+    return chat.rooms.back();
+}
+
+void create(Lock& lock, Client& user, Words rest) {
+    const Words name = take_word(rest);
+    const Words code = trim(rest);
+    if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
+    if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already: /join it.");
+    if (!code.empty() && (code.size() != 5 || !std::ranges::all_of(code, is_digit))) {
+        return error(lock, user, "A code is exactly five digits.");
+    }
+    Room& room = make_room(name, code, user.name);
+    room.owner = user.name;
+    move(lock, user, room, "left for another room.");
+}
+
+void join(Lock& lock, Client& user, Words rest) {
+    Room* room = find_room(take_word(rest));
+    const Words code = trim(rest);
+    if (room == nullptr) return error(lock, user, "There is no such room; /rooms lists them.");
+    if (room == user.room) return error(lock, user, "You are in that room.");
+    if (!room->code.empty() && !user.admin) {
+        if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");
+        if (!tries.take(user.address)) return error(lock, user, Tries::wait);
+        if (!same_secret(code, room->code)) return error(lock, user, "That is not the room's code.");
+        tries.give_back(user.address);
+    }
+    move(lock, user, *room, "left for another room.");
+}
+
+void leave_room(Lock& lock, Client& user, Words /*rest*/) {
+    if (in_public(user)) return error(lock, user, "You are in public; /quit leaves the chat.");
+    move(lock, user, public_room(), "left the room.");
+}
+
+// Brings a client back to the public room, or tells the user why not.
+void put_out(const Lock& lock, Client& user, Client& target, Words done) {
+    const std::string by = concat(done, " by ", user.name, ".");
+    info(lock, target, "You were ", by);
+    move(lock, target, public_room(), concat("was ", by));
+    info(lock, user, target.name, " was ", done, ".");
+}
+
+// Puts a client off the server; reason is KICK or BAN.
 void put_off_by(const Lock& lock, Client& target, const Client& by, Words reason, Words done) {
-    const std::string why = words({"was", done, "by", by.name + "."});
-    put_off(lock, target, words({"BYE", reason, "You were", done, "by", by.name + "."}), why);
+    put_off(lock, target, concat("BYE ", reason, " You were ", done, " by ", by.name, "."),
+            concat("was ", done, " by ", by.name, "."));
 }
 
-void fire(Client& user, Words rest) {
-    const Lock lock(chat.mutex);
+void fire(Lock& lock, Client& user, Words rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
     put_off_by(lock, *target, user, "KICK", "kicked");
-    post(lock, user, words({"INFO", target->name, "was put off the server."}));
+    info(lock, user, target->name, " was put off the server.");
 }
 
-// Gives what may be banned as it is kept; empty, and the user is told, if rest is neither name nor address.
-std::string ban_target(Client& user, Words rest) {
-    const std::string address = normal_address(std::string(rest));
-    if (!address.empty() || valid_name(rest)) return address.empty() ? std::string(rest) : address;
-    error(user, "That is neither a name nor an address. A name is 3 to 12 letters and digits.");
-    return "";
+void kick(Lock& lock, Client& user, Words rest) {
+    if (in_public(user)) return fire(lock, user, rest);
+    Client* target = find_target(lock, user, rest);
+    if (target == nullptr) return;
+    if (target->room != user.room) return error(lock, user, target->name, " is not in this room.");
+    put_out(lock, user, *target, "kicked");
 }
 
-void ban(Client& user, Words rest) {
-    const std::string target = ban_target(user, rest);
-    if (target.empty()) return;
-    if (same_name(target, "admin") || same_name(target, "server")) {
-        return error(user, "The admin and the server cannot be banned.");
+void out(Lock& lock, Client& user, Words rest) {
+    Client* target = find_target(lock, user, rest);
+    if (target == nullptr) return;
+    if (target->room == nullptr || in_public(*target)) {
+        return error(lock, user, target->name, " is in public; /fire puts off the server.");
     }
-    if (!change_ban(target, true, user.name)) return error(user, target + " is banned already.");
-    const Lock lock(chat.mutex);
+    put_out(lock, user, *target, "moved out");
+}
+
+// Brings everyone in a room back to public, and ends it if a client made it.
+void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
+    for (Client* member : std::exchange(room.members, {})) {
+        info(lock, *member, "The room was ", done, " by ", by.name, ".");
+        enter(lock, *member, public_room());
+    }
+    if (!room.owner.empty()) end_room(room);
+}
+
+void shut_down(Lock& /*lock*/, Client& user) {
+    log_event("shutdown by ", user.name, ".");
+    request_stop();
+}
+
+void shut_down_by_code(Lock& lock, Client& user, Words code) {
+    if (code.empty() && user.admin) return shut_down(lock, user);
+    if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
+    if (!tries.take(user.address)) return error(lock, user, Tries::wait);
+    if (!same_secret(code, options.exit_code)) return error(lock, user, "That is not the exit code.");
+    tries.give_back(user.address);
+    shut_down(lock, user);
+}
+
+void close_room(Lock& lock, Client& user, Words /*rest*/) {
+    if (in_public(user)) return shut_down(lock, user);
+    empty_room(lock, *user.room, user, "closed");
+}
+
+void reset(Lock& lock, Client& user, Words /*rest*/) {
+    std::vector<Room*> made;
+    for (Room& room : chat.rooms) made.push_back(&room);
+    for (Room* room : made) {
+        room->history.clear();
+        if (room != &public_room()) empty_room(lock, *room, user, "reset");
+    }
+    chat.blocked.clear();
+    log_event("reset by ", user.name, ".");
+    info(lock, user, "Everyone is in public, nobody is blocked, and what was said is forgotten.");
+}
+
+void block(Lock& lock, Client& user, Words rest) {
+    if (!valid_name(rest) || same_name(rest, "admin") || same_name(rest, "server")) {
+        return error(lock, user, "That is no name that can be blocked.");
+    }
+    if (!chat.blocked.insert(fold(rest)).second) return error(lock, user, rest, " is blocked already.");
+    log_event(rest, " was blocked by ", user.name, ".");
+    info(lock, user, "What ", rest, " says reaches only the admin and the operator. /unblock undoes it.");
+}
+
+void unblock(Lock& lock, Client& user, Words rest) {
+    if (chat.blocked.erase(fold(rest)) == 0) return error(lock, user, rest, " is not blocked.");
+    log_event(rest, " was unblocked by ", user.name, ".");
+    info(lock, user, rest, " is heard again.");
+}
+
+// The line of somebody who is blocked goes to the operator and the admin alone.
+void divert(const Lock& lock, Client& user, Words line) {
+    server_log.add(user.room->name, concat("(blocked) ", user.name, ": ", line));
+    const auto admin = chat.by_name.find("admin");
+    if (admin != chat.by_name.end()) post(lock, *admin->second, concat("BLOCKED ", user.name, " ", line));
+    error(lock, user, "You are blocked: only the admin and the operator have seen that.");
+}
+
+// Gives what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
+std::string ban_target(const Lock& lock, Client& user, Words text) {
+    const std::string address = normal_address(std::string(text));
+    if (!address.empty()) return address;
+    const bool good = valid_name(text) && !same_name(text, "admin") && !same_name(text, "server");
+    if (!good) error(lock, user, "That is neither an address nor a name that can be banned.");
+    return good ? std::string(text) : "";
+}
+
+// Changes the ban list with the mutex released, for that waits for the disk. Says whether it was a change.
+bool change_ban_unlocked(Lock& lock, const std::string& target, bool ban, const std::string& by) {
+    lock.unlock();
+    const bool changed = change_ban(target, ban, by);
+    lock.lock();
+    return changed;
+}
+
+void ban(Lock& lock, Client& user, Words rest) {
+    const std::string target = ban_target(lock, user, rest);
+    if (target.empty()) return;
+    if (!change_ban_unlocked(lock, target, true, user.name)) return error(lock, user, target + " is banned already.");
     for (Client* client : chat.clients) {
         const bool meant = same_name(client->name, target) || client->address == target;
         if (meant && !client->admin) put_off_by(lock, *client, user, "BAN", "banned");
     }
-    server_log.add("-", words({"--", target, "was banned by", user.name + "."}));
-    post(lock, user, words({"INFO", target, "is banned. /unban undoes it."}));
+    log_event(target, " was banned by ", user.name, ".");
+    info(lock, user, target, " is banned. /unban undoes it.");
 }
 
-void unban(Client& user, Words rest) {
-    const std::string target = ban_target(user, rest);
+void unban(Lock& lock, Client& user, Words rest) {
+    const std::string target = ban_target(lock, user, rest);
     if (target.empty()) return;
-    if (!change_ban(target, false, user.name)) return error(user, target + " is not banned; /bans tells who is.");
-    server_log.add("-", words({"--", target, "was unbanned by", user.name + "."}));
-    info(user, target + " is no longer banned.");
+    if (!change_ban_unlocked(lock, target, false, user.name)) return error(lock, user, target + " is not banned.");
+    log_event(target, " was unbanned by ", user.name, ".");
+    info(lock, user, target + " is no longer banned.");
 }
 
-void bans(Client& user, Words /*rest*/) {
-    std::size_t count = 0;
-    for (const std::string& line : lines_of(read_bans())) {
-        if (banned_by(line).empty()) continue;
-        info(user, clean(line));
-        ++count;
+void bans(Lock& lock, Client& user, Words /*rest*/) {
+    lock.unlock();
+    const std::vector<std::string> lines = lines_of(read_bans());
+    lock.lock();
+    const auto is_ban = [](const std::string& line) { return !banned_by(line).empty(); };
+    info(lock, user, "Bans: " + std::to_string(std::ranges::count_if(lines, is_ban)) + ".");
+    for (const std::string& line : lines) {
+        if (is_ban(line)) info(lock, user, clean(line));
     }
-    info(user, "Bans: " + std::to_string(count) + ".");
 }
 
-void shut_down(Client& user, Words /*rest*/) {
-    server_log.add("-", words({"-- shutdown by", user.name + "."}));
-    request_stop();
-}
+void help(Lock& lock, Client& user, Words rest);
 
-void help(Client& user, Words rest);
-
-enum class Right { everyone, admin };
+enum class Right {
+    everyone,
+    client,  // not the operator, who has no connection and is always in public
+    owner,   // of the room that one is in, or the admin
+    admin    // or the operator
+};
 
 struct Command {
-    std::string_view name, form;
-    int arguments;  // how many words have to follow, at the least
+    Words name, arguments;
+    int least;  // how many words have to follow
     Right right;
-    void (*run)(Client&, Words);
-    std::string_view does;
+    bool speaks;  // to others: not for who is blocked
+    void (*run)(Lock&, Client&, Words);
+    Words does, example;
 };
 
 constexpr Command commands[] = {
-    {"help", "/help [COMMAND]", 0, Right::everyone, help, "lists what you may use, or explains one"},
-    {"who", "/who", 0, Right::everyone, who, "tells who is in the room"},
-    {"me", "/me TEXT", 1, Right::everyone, me, "says what you do: /me waves"},
-    {"msg", "/msg NAME TEXT", 2, Right::everyone, msg, "sends TEXT to NAME alone"},
-    {"reply", "/reply TEXT", 1, Right::everyone, reply, "answers the last private message"},
-    {"ignore", "/ignore NAME", 1, Right::everyone, ignore, "hides what NAME says, or shows it again"},
-    {"time", "/time", 0, Right::everyone, time_of_day, "tells the server's time"},
-    {"quote", "/quote", 0, Right::everyone, quote, "gives a word of wisdom"},
-    {"echo", "/echo TEXT", 1, Right::everyone, echo, "sends TEXT back to you alone"},
-    {"quit", "/quit", 0, Right::everyone, quit, "leaves the chat"},
-    {"exit", "/exit", 0, Right::everyone, quit, "the same as /quit"},
-    {"kick", "/kick NAME", 1, Right::admin, fire, "puts NAME off the server"},
-    {"fire", "/fire NAME", 1, Right::admin, fire, "puts NAME off the server"},
-    {"ban", "/ban NAME-OR-ADDRESS", 1, Right::admin, ban, "puts a name or address off the server for good"},
-    {"unban", "/unban NAME-OR-ADDRESS", 1, Right::admin, unban, "takes it off the ban list"},
-    {"bans", "/bans", 0, Right::admin, bans, "shows the ban list"},
-    {"shutdown", "/shutdown", 0, Right::admin, shut_down, "ends the server"},
+    {"help", "[COMMAND]", 0, Right::everyone, false, help, "lists what you may use, or explains one", "/help msg"},
+    {"who", "", 0, Right::everyone, false, who, "tells who is in the room, and who owns it", "/who"},
+    {"rooms", "", 0, Right::everyone, false, rooms, "lists the rooms", "/rooms"},
+    {"create", "NAME [CODE]", 1, Right::client, false, create, "makes a room that you own", "/create den 12345"},
+    {"join", "ROOM [CODE]", 1, Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
+    {"leave", "", 0, Right::client, false, leave_room, "goes back to public", "/leave"},
+    {"me", "TEXT", 1, Right::client, true, me, "says what you do", "/me waves"},
+    {"msg", "NAME TEXT", 2, Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
+    {"reply", "TEXT", 1, Right::everyone, true, reply, "answers the last private message", "/reply fine"},
+    {"ignore", "NAME", 1, Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
+    {"time", "", 0, Right::everyone, false, time_of_day, "tells the server's time", "/time"},
+    {"quote", "", 0, Right::everyone, false, quote, "gives a word of wisdom", "/quote"},
+    {"echo", "TEXT", 1, Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
+    {"quit", "", 0, Right::client, false, quit, "leaves the chat", "/quit"},
+    {"exit", "", 0, Right::client, false, quit, "leaves the chat", "/exit"},
+    {"shutdown", "[CODE]", 0, Right::everyone, false, shut_down_by_code,
+     "ends the server; who is not the admin needs the exit code", "/shutdown 12345"},
+    {"kick", "NAME", 1, Right::owner, false, kick, "puts NAME out of your room; in public, off the server",
+     "/kick bob"},
+    {"close", "", 0, Right::owner, false, close_room, "closes your room; in public, ends the server", "/close"},
+    {"fire", "NAME", 1, Right::admin, false, fire, "puts NAME off the server", "/fire bob"},
+    {"out", "NAME", 1, Right::admin, false, out, "brings NAME back to public", "/out bob"},
+    {"ban", "NAME-OR-ADDRESS", 1, Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
+    {"unban", "NAME-OR-ADDRESS", 1, Right::admin, false, unban, "takes off the ban list", "/unban bob"},
+    {"bans", "", 0, Right::admin, false, bans, "shows the ban list", "/bans"},
+    {"block", "NAME", 1, Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
+    {"unblock", "NAME", 1, Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
+    {"reset", "", 0, Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
 };
 
-bool may_use(const Client& user, const Command& command) { return command.right == Right::everyone || user.admin; }
+bool may_use(const Client& user, const Command& command) {
+    switch (command.right) {
+        case Right::everyone: return true;
+        case Right::client: return !is_operator(user);
+        case Right::owner: return user.admin || (user.room->owner == user.name);
+        case Right::admin: return user.admin;
+    }
+    return false;
+}
 
 const Command* find_command(Words name) {
     const auto* found = std::ranges::find(commands, fold(name), &Command::name);
     return found == std::end(commands) ? nullptr : found;
 }
 
-void help(Client& user, Words rest) {
-    if (rest.starts_with('/')) rest.remove_prefix(1);
-    for (const Command& command : commands) {
-        if (!may_use(user, command) || (!rest.empty() && !same_name(rest, command.name))) continue;
-        std::string form(command.form);
-        form.resize(std::max<std::size_t>(form.size(), 24), ' ');
-        info(user, words({form, command.does}));
-        if (!rest.empty()) return;
-    }
-    if (!rest.empty()) return error(user, "There is no such command for you. /help lists those there are.");
-    info(user, "Anything that does not begin with / is said to the room.");
+std::string form_of(const Command& command) {
+    return std::string("/").append(command.name).append(command.arguments.empty() ? "" : " ").append(command.arguments);
 }
 
-// Does what a line of a logged-in client asks for. Its own thread; may block on the disk where bans are concerned.
-void act_on(Client& user, Words line) {
-    if (trim(line).empty()) return;
-    if (!line.starts_with('/')) return say(user, line);
-    line.remove_prefix(1);
-    const Words name = take_word(line);
-    const Command* command = find_command(name);
-    if (command == nullptr || !may_use(user, *command)) {
-        const Words problem = command == nullptr ? "There is no command" : "Only the admin may use";
-        return error(user, words({problem, "/" + std::string(name) + ";", "/help lists what you may use."}));
+void help(Lock& lock, Client& user, Words rest) {
+    if (rest.starts_with('/')) rest.remove_prefix(1);
+    if (!rest.empty()) {
+        const Command* command = find_command(rest);
+        if (command == nullptr) return error(lock, user, "There is no such command; /help lists them.");
+        return info(lock, user, form_of(*command), " ", command->does, "; for example: ", command->example);
     }
-    if (count_words(line) < command->arguments) return error(user, words({"The form is:", command->form}));
+    for (const Command& command : commands) {
+        if (!may_use(user, command)) continue;
+        std::string form = form_of(command);
+        form.resize(std::max<std::size_t>(form.size(), 24), ' ');
+        info(lock, user, form, " ", command.does);
+    }
+    info(lock, user, "What does not begin with / is said to the room.");
+}
+
+// Gives in how many places two words differ: letters too few, too many or wrong (the Levenshtein distance).
+std::size_t distance(Words a, Words b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), 0U);
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::size_t diagonal = std::exchange(row[0], i + 1);
+        for (std::size_t j = 0; j < b.size(); ++j) {
+            const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
+        }
+    }
+    return row.back();
+}
+
+// For a command that there is not: names the nearest that the user may use.
+void suggest(const Lock& lock, Client& user, Words mistyped) {
+    const Command* nearest = nullptr;
+    std::size_t least = 3;  // what is farther away was hardly meant
+    for (const Command& command : commands) {
+        const std::size_t away = mistyped.size() > 20 ? 20 : distance(fold(mistyped), command.name);
+        if (away >= least || !may_use(user, command)) continue;
+        least = away;
+        nearest = &command;
+    }
+    const std::string hint = nearest == nullptr ? "/help lists them." : "did you mean " + form_of(*nearest) + "?";
+    error(lock, user, "There is no command /", mistyped, "; ", hint);
+}
+
+// Does what a line of a logged-in client, or of the operator, asks for. Its own thread. Blocks, with the mutex
+// released, where the ban list is concerned.
+void act_on(Client& user, Words line) {
+    Lock lock(chat.mutex);
+    if (user.ending || trim(line).empty()) return;
+    const bool says = !line.starts_with('/');
+    Words rest = says ? line : line.substr(1);
+    const Words name = says ? "" : take_word(rest);
+    const Command* command = find_command(name);
+    if (!says && command == nullptr) return suggest(lock, user, name);
+    if ((says || command->speaks) && chat.blocked.contains(user.key)) return divert(lock, user, line);
+    if (says) return say(lock, user, line);
+    if (!may_use(user, *command)) {
+        const Words whose = command->right == Right::owner    ? "the room's owner"
+                            : command->right == Right::client ? "a client"
+                                                              : "the admin";
+        return error(lock, user, "Only ", whose, " may use ", form_of(*command), "; /help lists what you may.");
+    }
+    if (count_words(rest) < command->least) return error(lock, user, "The form is: " + form_of(*command));
     try {
-        command->run(user, trim(line));
-    } catch (const std::runtime_error& problem) {  // of the ban list's file
-        server_log.add("-", words({"--", name, "failed:", problem.what()}));
-        error(user, words({"That could not be done:", problem.what()}));
+        command->run(lock, user, trim(rest));
+    } catch (const std::runtime_error& problem) {  // of the ban list's file, while the mutex was released
+        if (!lock.owns_lock()) lock.lock();
+        log_event(name, " failed: ", problem.what());
+        error(lock, user, "That could not be done: ", problem.what());
     }
 }
 
@@ -834,6 +1100,9 @@ void act_on(Client& user, Words line) {
 //
 // The heart of the server: a plain loop around recv(). Whatever a client does slowly, or too much of, is waited for
 // here, in its own thread, and so by nobody else (promise 2).
+
+void tell(Client& to, Words line) { post(Lock(chat.mutex), to, line); }
+void tell_error(Client& to, Words text) { error(Lock(chat.mutex), to, text); }
 
 // Waits until the client may be heard again: while it is ahead of its rate, and while it does not read what waits
 // for it. False: the connection is to end.
@@ -847,6 +1116,8 @@ bool wait_turn(Client& client) {
         if (allowed > now) client.changed.wait_until(lock, allowed, [&] { return client.ending; });
     }
     client.changed.wait(lock, [&] { return client.ending || client.backlog < pause_backlog; });
+    client.heard = Clock::now();
+    client.warned = false;
     return !client.ending;
 }
 
@@ -865,7 +1136,7 @@ std::optional<std::string> read_line(Client& client) {
         const std::optional<Line> line = open ? client.inbox.next() : client.inbox.last();
         if (line && !wait_turn(client)) return std::nullopt;
         if (line && line->too_long) {
-            tell(client, words({"ERR That line was longer than", std::to_string(max_line), "bytes: not sent."}));
+            tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
         } else if (line) {
             return clean(line->text);
         } else if (!open) {
@@ -897,12 +1168,12 @@ bool prove_admin(Client& client) {
         const std::optional<std::string> given = read_line(client);
         if (!given) return false;
         if (!tries.take(client.address)) {
-            tell(client, "ERR Too many wrong tries from your address: wait a minute, then try again.");
+            tell_error(client, Tries::wait);
         } else if (same_secret(*given, options.admin_password)) {
             tries.give_back(client.address);
             return true;
         } else {
-            tell(client, "ERR That is not the password.");
+            tell_error(client, "That is not the password.");
         }
     }
     return turn_away(client, "REFUSE Three wrong passwords.", "three wrong passwords.");
@@ -929,7 +1200,7 @@ bool take_name(Client& client, Words name) {
 
 // Asks for the name, and for the password that it may need. False: the connection is to end.
 bool log_in(Client& client) {
-    tell(client, words({"INFO This is Chatroom", std::string(version) + "."}));
+    tell(client, concat("INFO This is Chatroom ", version, "."));
     if (is_banned(client.address)) return turn_away(client, "BAN Your address is banned.", "banned.");
     do {
         tell(client, "NICK Your name? 3 to 12 letters and digits, a letter first; type it and press Enter.");
@@ -938,19 +1209,21 @@ bool log_in(Client& client) {
         const Words name = trim(*line);
         const std::string problem = name_problem(name);
         if (!problem.empty()) {
-            error(client, problem);
+            tell_error(client, problem);
         } else if (same_name(name, "admin") && !prove_admin(client)) {
             return false;
         } else if (!take_name(client, name)) {
-            error(client, "Somebody else has just taken that name.");
+            tell_error(client, "Somebody else has just taken that name.");
         }
     } while (client.name.empty());
     if (is_banned(client.name)) return turn_away(client, "BAN That name is banned.", "banned.");
     const Lock lock(chat.mutex);
+    if (client.ending) return false;
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
-    post(lock, client, words({"WELCOME", client.name, "Welcome,", client.name + ".", hint}));
-    if (!client.ending) enter(lock, client, chat.public_room);
-    return !client.ending;
+    post(lock, client, concat("WELCOME ", client.name, " Welcome, ", client.name, ". ", hint));
+    log_event(client.name, " logged in from ", client.address, ".");
+    enter(lock, client, public_room());
+    return true;
 }
 
 // Takes the client out of everything that others can see, and sends what still waits for it, for a while.
@@ -958,9 +1231,9 @@ void goodbye(Client& client) {
     Lock lock(chat.mutex);
     client.ending = true;
     if (client.room != nullptr) {
-        leave(lock, client);
+        leave(lock, client, client.why);
     } else if (!chat.stopping) {
-        server_log.add("-", words({"--", client.address, client.why}));
+        log_event(client.address, " ", client.why);
     }
     if (!client.name.empty()) chat.by_name.erase(client.key);
     const auto let_go = [&] { return !client.with_postman; };
@@ -992,7 +1265,7 @@ void serve(Client* known) {
             while (const std::optional<std::string> line = read_line(*client)) act_on(*client, *line);
         }
     } catch (const std::exception& problem) {  // no memory, or no ban list: it ends this client alone
-        server_log.add("-", words({"--", client->address, "failed:", problem.what()}));
+        log_event(client->address, " failed: ", problem.what());
         turn_away(*client, "REFUSE The server has a problem; please tell who runs it.", "a problem.");
     }
     goodbye(*client);
@@ -1013,7 +1286,7 @@ bool in_background() {
 void obey(LineBuffer& lines) {
     while (const std::optional<Line> line = lines.next()) {
         if (line->too_long) {
-            error(operator_client, "That line was too long.");
+            tell_error(operator_client, "That line was too long.");
         } else {
             act_on(operator_client, clean(line->text));
         }
@@ -1064,10 +1337,26 @@ void end_slow_logins() {
     }
 }
 
+// Ends the connections of those who say nothing. Owners, whose rooms would pass on, and the admin may be silent.
+void end_idle() {
+    const Lock lock(chat.mutex);
+    for (Client* client : chat.clients) {
+        if (client->room == nullptr || client->ending) continue;
+        if (client->admin || client->room->owner == client->name) client->heard = Clock::now();
+        const auto silent = Clock::now() - client->heard;
+        if (silent >= std::chrono::seconds(options.idle)) {
+            put_off(lock, *client, "BYE IDLE You have said nothing for too long.", "was timed out.");
+        } else if (2 * silent >= std::chrono::seconds(options.idle) && !std::exchange(client->warned, true)) {
+            info(lock, *client, "You have said nothing for a while. Say something, or you will be disconnected.");
+        }
+    }
+}
+
 // The clock's thread.
 void run_clock() {
-    while (!stop_within(1s)) {
+    while (!stop_within(500ms)) {
         end_slow_logins();
+        if (options.idle > 0) end_idle();
         join_finished();
     }
 }
@@ -1075,9 +1364,26 @@ void run_clock() {
 // ---------------------------------------------------------------------------------------------------------
 // 10. Listening and accepting
 
-void set_option(int socket, int level, int option) {
-    const int on = 1;
-    setsockopt(socket, level, option, &on, sizeof on);
+void set_option(const Fd& socket, int level, int option, int value) {
+    setsockopt(socket.get(), level, option, &value, sizeof value);
+}
+
+// Has the system find out within a minute or so that a peer has vanished without a word, its cable pulled: recv()
+// then fails. The names of these options differ, see tcp(7) and tcp(4).
+void watch_for_vanishing(const Fd& socket) {
+    set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
+#ifdef TCP_KEEPIDLE
+    set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, 30);
+#else
+    set_option(socket, IPPROTO_TCP, TCP_KEEPALIVE, 30);
+#endif
+    set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+    set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
+#ifdef TCP_USER_TIMEOUT
+    set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, 60 * 1000);  // when something is, and is not acknowledged
+#elif defined(TCP_RXT_CONNDROPTIME)
+    set_option(socket, IPPROTO_TCP, TCP_RXT_CONNDROPTIME, 60);
+#endif
 }
 
 // Gives the port in an IPv4 or IPv6 address, in network byte order.
@@ -1091,8 +1397,8 @@ Fd open_listener(const addrinfo& at) {
     Fd socket(::socket(at.ai_family, at.ai_socktype, at.ai_protocol));
     if (!socket && errno == EAFNOSUPPORT) return socket;
     if (!socket) throw_errno("socket");
-    set_option(socket.get(), SOL_SOCKET, SO_REUSEADDR);  // or a restart would have to wait for old connections
-    if (at.ai_family == AF_INET6) set_option(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY);  // IPv4 has its own socket
+    set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);  // or a restart would have to wait for old connections
+    if (at.ai_family == AF_INET6) set_option(socket, IPPROTO_IPV6, IPV6_V6ONLY, 1);  // IPv4 has its own socket
     if (bind(socket.get(), at.ai_addr, at.ai_addrlen) != 0) {
         if (errno == EADDRNOTAVAIL && options.bind_address.empty()) return Fd();
         throw_errno("bind", errno == EADDRINUSE ? "is another server running on port " + options.port + "?" : "");
@@ -1145,8 +1451,9 @@ class Doorman {
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
         if (socket) {
-            fcntl(socket.get(), F_SETFL, 0);                     // some systems hand O_NONBLOCK on from the listener
-            set_option(socket.get(), IPPROTO_TCP, TCP_NODELAY);  // the postman gathers lines; the kernel need not
+            fcntl(socket.get(), F_SETFL, 0);                  // some systems hand O_NONBLOCK on from the listener
+            set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);  // the postman gathers lines; the kernel need not
+            watch_for_vanishing(socket);
             admit(std::move(socket), address_text(address, length));
         } else if (errno == EMFILE || errno == ENFILE) {
             refuse_without_descriptor(listener);
@@ -1189,7 +1496,7 @@ class Doorman {
     // Nobody else knows the socket. Never blocks.
     void refuse(const Fd& socket, const std::string& why) {
         complain(why);
-        const std::string line = words({"REFUSE", why}) + '\n';
+        const std::string line = concat("REFUSE ", why) + '\n';
         send(socket.get(), line.data(), line.size(), MSG_DONTWAIT);
         shutdown(socket.get(), SHUT_WR);
         std::array<char, 2048> unread{};  // or closing would send a reset: see hang_up()
@@ -1214,7 +1521,7 @@ class Doorman {
         const auto [entry, first] = last_logged_.try_emplace(cause, now);
         if (!first && now - entry->second < 1s) return;
         entry->second = now;
-        server_log.add("-", "-- somebody was turned away: " + cause);
+        log_event("somebody was turned away: ", cause);
     }
 
     Fd reserve_{open("/dev/null", O_RDONLY | O_CLOEXEC)};
@@ -1228,6 +1535,8 @@ constexpr const char* usage = R"(usage: server [OPTION]...
   --port N          the port to listen on (12345); 0 takes any free one
   --bind ADDRESS    listen on this address alone, not on all
   --bans FILE       the ban list (bans.txt)
+  --rooms A,B       rooms that are there from the start, and stay
+  --idle SECONDS    until who says nothing is disconnected, warned at half (240); 0 is never
   --rate N          lines a second from one client, after a burst of 30 (10); 0 is no limit
   --max-clients N   connections at once (10000, or what the open-file limit allows)
   --max-per-ip N    connections from one address (64); 0 is no limit
@@ -1259,12 +1568,28 @@ void prepare_descriptors(std::optional<long> max_clients) {
     options.max_clients = max_clients.value_or(static_cast<long>(std::min(place, wanted - others)));
 }
 
+// Gives the names in a list, "den,lab". Throws a UsageError at a wrong one.
+std::vector<std::string> room_names(std::string list) {
+    std::ranges::replace(list, ',', ' ');
+    std::vector<std::string> names;
+    for (Words rest = trim(list); !rest.empty(); rest = trim(rest)) {
+        names.emplace_back(take_word(rest));
+        if (!valid_name(names.back()) || same_name(names.back(), "public") ||
+            std::ranges::count(names, fold(names.back()), fold) > 1) {
+            throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first, and not taken yet");
+        }
+    }
+    return names;
+}
+
 // Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
 void read_options(int argc, char** argv) {
-    enum { port, bind_address, bans_file, rate, max_clients, max_per_ip, help_text, version_text };
+    enum { port, bind_address, bans_file, rooms_made, idle, rate, max_clients, max_per_ip, help_text, version_text };
     static const option known[] = {{"port", required_argument, nullptr, port},
                                    {"bind", required_argument, nullptr, bind_address},
                                    {"bans", required_argument, nullptr, bans_file},
+                                   {"rooms", required_argument, nullptr, rooms_made},
+                                   {"idle", required_argument, nullptr, idle},
                                    {"rate", required_argument, nullptr, rate},
                                    {"max-clients", required_argument, nullptr, max_clients},
                                    {"max-per-ip", required_argument, nullptr, max_per_ip},
@@ -1277,32 +1602,17 @@ void read_options(int argc, char** argv) {
         const std::string value = optarg == nullptr ? "" : optarg;
         const auto number = [&](long low, long high) { return number_option(known[which].name, value, low, high); };
         switch (found) {
-            case port:
-                options.port = std::to_string(number(0, 65535));
-                break;
-            case bind_address:
-                options.bind_address = value;
-                break;
-            case bans_file:
-                options.bans_file = value;
-                break;
-            case rate:
-                options.rate = number(0, 1000000);
-                break;
-            case max_clients:
-                clients = number(1, 1000000);
-                break;
-            case max_per_ip:
-                options.max_per_ip = number(0, 1000000);
-                break;
-            case help_text:
-                std::cout << usage;
-                std::exit(0);
-            case version_text:
-                std::cout << "chatroom-server " << version << '\n';
-                std::exit(0);
-            default:
-                throw UsageError("");  // getopt_long() has said what is wrong
+            case port: options.port = std::to_string(number(0, 65535)); break;
+            case bind_address: options.bind_address = value; break;
+            case bans_file: options.bans_file = value; break;
+            case rooms_made: options.rooms = room_names(value); break;
+            case idle: options.idle = number(0, 1000000); break;
+            case rate: options.rate = number(0, 1000000); break;
+            case max_clients: clients = number(1, 1000000); break;
+            case max_per_ip: options.max_per_ip = number(0, 1000000); break;
+            case help_text: std::cout << usage; std::exit(0);
+            case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
+            default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
@@ -1360,12 +1670,16 @@ void run() {
     stop_request = &stop;
     read_bans();  // to fail now if it cannot be read
     const std::string password = choose_admin_password();
+    options.exit_code = random_text("0123456789", 5);
     std::vector<Fd> listeners;
     const int port = open_listeners(listeners);
-    std::cout << "listening on port " << port << "\nadmin password: " << password << std::endl;
+    std::cout << "listening on port " << port << "\nadmin password: " << password
+              << "\nexit code: " << options.exit_code << std::endl;
+    make_room("public", "", "server");
+    for (const std::string& name : options.rooms) make_room(name, "", "server");
     operator_client.name = operator_client.key = "server";
     operator_client.admin = true;
-    operator_client.room = &chat.public_room;
+    operator_client.room = &public_room();
     chat.by_name["server"] = &operator_client;
 
     std::thread log_thread(&Log::run, &server_log);
@@ -1380,7 +1694,7 @@ void run() {
     end_clients();
     postman.stop();
     postman_thread.join();
-    server_log.add("-", "-- the server has shut down.");
+    log_event("the server has shut down.");
     server_log.stop(log_thread);
 }
 
