@@ -195,7 +195,8 @@ constexpr Form forms[] = {
 // Gives what a line from the server looks like to a person, without the time.
 std::string in_words(std::string_view line) {
     std::string_view text = line;
-    const auto* form = std::ranges::find(forms, take_word(text), &Form::word);
+    const std::string_view word = take_word(text);
+    const auto* form = std::find_if(std::begin(forms), std::end(forms), [&](const Form& f) { return f.word == word; });
     if (form == std::end(forms)) return "-- " + std::string(line);  // a word of a newer server
     std::array<std::string_view, 5> fields;
     for (int i = 0; i < form->fields; ++i) fields.at(static_cast<std::size_t>(i)) = take_word(text);
@@ -321,7 +322,7 @@ void write_server(Session& session, const Connection& server, Keyboard& keyboard
 // ---------------------------------------------------------------------------------------------------------
 // 5. Starting
 
-constexpr const char* usage = R"(usage: client [OPTION]... [HOST [PORT]]
+constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
   --name NAME   log in under this name
   --plain       lines in, lines out, without a screen
   --help        show this
@@ -350,7 +351,7 @@ Options read_options(int argc, char** argv) {
         switch (found) {
             case name: options.name = optarg; break;
             case plain: break;  // the only form there is
-            case help_text: std::cout << usage; std::exit(0);
+            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
             case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
@@ -389,10 +390,11 @@ int main(int argc, char** argv) {
     try {
         return run(read_options(argc, argv));
     } catch (const UsageError& error) {
-        std::cerr << "client: " << error.what() << (*error.what() == 0 ? "" : "; ") << "--help shows the options\n";
+        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+                  << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << "client: " << error.what() << '\n';
+        std::cerr << argv[0] << ": " << error.what() << '\n';
         return 1;
     }
 }

@@ -71,8 +71,10 @@ inline std::string error_text(int number) {
         {EROFS, "EROFS"},
         {ETIMEDOUT, "ETIMEDOUT"},
     };
-    const auto* known = std::ranges::find(symbols, number, &std::pair<int, std::string_view>::first);
-    const std::string symbol(known == std::end(symbols) ? "errno " + std::to_string(number) : known->second);
+    std::string symbol = "errno " + std::to_string(number);
+    for (const auto& [known, name] : symbols) {
+        if (known == number) symbol = name;
+    }
     return symbol + " (" + std::generic_category().message(number) + ")";
 }
 
@@ -177,7 +179,8 @@ inline bool is_harmful(char32_t code) {
         {0x200B, 0x200B}, {0x200E, 0x200F},   {0x2028, 0x202E},   {0x2060, 0x206F},   {0xFEFF, 0xFEFF},
         {0xFFF0, 0xFFFB}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A}, {0xE0000, 0xE00FF},
     };
-    return std::ranges::any_of(ranges, [=](auto range) { return range.first <= code && code <= range.second; });
+    return std::any_of(std::begin(ranges), std::end(ranges),
+                       [=](auto range) { return range.first <= code && code <= range.second; });
 }
 
 // Gives how many bytes of text, which is not empty, are a telnet command at its start (RFC 854).
@@ -355,7 +358,7 @@ inline bool same_name(std::string_view a, std::string_view b) { return fold(a) =
 // Says whether a name of a person or a room has the right form: 3 to 12 letters and digits, a letter first.
 inline bool valid_name(std::string_view name) {
     return name.size() >= 3 && name.size() <= 12 && is_letter(name[0]) &&
-           std::ranges::all_of(name, [](char c) { return is_letter(c) || is_digit(c); });
+           std::all_of(name.begin(), name.end(), [](char c) { return is_letter(c) || is_digit(c); });
 }
 
 // Gives a time in the zone that the system is set to, in a strftime(3) format, of at most 63 bytes as a whole.

@@ -62,7 +62,7 @@ struct Options {
     long max_clients = 10000;        // connections, those that have not logged in included
     long max_per_ip = 64;            // of them from one address; 0 is no limit
     std::string admin_password;
-    std::string exit_code = "";  // five digits, made at start: who knows it may shut the server down
+    std::string exit_code;  // five digits, made at start: who knows it may shut the server down
 };
 
 Options options;
@@ -75,6 +75,7 @@ constexpr auto max_stall = 10s;                     // without any byte taken by
 constexpr std::size_t pause_backlog = 64UL * 1024;  // from here on a client's lines are not read
 constexpr std::size_t max_wrong_tries = 20;         // of a secret, from one address in try_window
 constexpr auto try_window = 60s;
+constexpr auto log_pause = 1s;          // between two lines of the same cause, of those that are turned away
 constexpr int max_wrong_passwords = 3;  // on one connection
 constexpr auto farewell_limit = 2s;     // for a client to take its last lines, and as long to close its side
 constexpr auto shutdown_limit = 500ms;  // for all of them, when the server shuts down
@@ -242,8 +243,7 @@ struct Chat {
     std::unordered_map<std::string, Client*> by_name;  // by key: who is logged in, and the operator
     std::list<Room> rooms;                             // the first is public
     std::set<std::string> blocked;                     // keys of those whom only the admin and the operator hear
-    bool stopping = false;
-    std::condition_variable empty;  // clients has become so
+    std::condition_variable empty;                     // clients has become so
 
     std::unordered_map<std::thread::id, std::thread> threads;  // the clients'
     std::vector<std::thread::id> finished;                     // those that can be joined
@@ -303,7 +303,7 @@ class Postman {
             client->changed.notify_all();
             return true;
         });
-        asleep_ = std::ranges::all_of(in_hand_, &Client::blocked);
+        asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->blocked; });
         return !stopping_;
     }
 
@@ -469,7 +469,7 @@ void end_room(Room& room) {
 void leave(const Lock& lock, Client& client, std::string_view why) {
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
-    if (chat.stopping) return;
+    if (why.empty()) return;  // the shutdown, which takes everybody
     announce(lock, room, "LEAVE", client.name, why);
     if (room.owner != client.name) return;
     if (room.members.empty()) return end_room(room);
@@ -612,23 +612,23 @@ std::vector<std::string> lines_of(const std::string& text) {
     return lines;
 }
 
-// who: a name or an address. Throws if the file cannot be read.
-bool is_banned(std::string_view who) {
-    return std::ranges::any_of(lines_of(read_bans()),
-                               [&](const std::string& line) { return banned_by(line) == banned_by(who); });
+bool lists(const std::vector<std::string>& lines, std::string_view who) {
+    return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return banned_by(line) == banned_by(who); });
 }
+
+// who: a name or an address. Throws if the file cannot be read.
+bool is_banned(std::string_view who) { return lists(lines_of(read_bans()), who); }
 
 // Puts a name or an address on the list, or takes it off; says whether that changed anything. On return it is on
 // the disk. `who` has been checked, so it cannot hold a line's end or a comment. Throws if the file cannot be changed.
 bool change_ban(const std::string& who, bool ban, std::string_view by) {
     const Lock lock(bans_mutex);
     std::vector<std::string> lines = lines_of(read_bans());
-    const auto matches = [&](const std::string& line) { return banned_by(line) == banned_by(who); };
-    if (ban == std::ranges::any_of(lines, matches)) return false;
+    if (ban == lists(lines, who)) return false;
     if (ban) {
         lines.push_back(concat(who, "  # by ", by, " at ", utc_time(std::time(nullptr))));
     } else {
-        std::erase_if(lines, matches);
+        std::erase_if(lines, [&](const auto& line) { return banned_by(line) == banned_by(who); });
     }
     std::string text;
     for (const std::string& line : lines) (text += line) += '\n';
@@ -761,10 +761,10 @@ void rooms(Lock& lock, Client& user, Words /*rest*/) {
 
 // Gives the room with a name or a number, or null.
 Room* find_room(Words which) {
-    const auto found = std::ranges::find_if(chat.rooms, [&](const Room& room) {
-        return same_name(room.name, which) || std::to_string(room.number) == which;
-    });
-    return found == chat.rooms.end() ? nullptr : &*found;
+    for (Room& room : chat.rooms) {
+        if (same_name(room.name, which) || std::to_string(room.number) == which) return &room;
+    }
+    return nullptr;
 }
 
 Room& make_room(Words name, Words code, Words creator) {
@@ -778,7 +778,7 @@ void create(Lock& lock, Client& user, Words rest) {
     const Words code = trim(rest);
     if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
     if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already: /join it.");
-    if (!code.empty() && (code.size() != 5 || !std::ranges::all_of(code, is_digit))) {
+    if (!code.empty() && (code.size() != 5 || !std::all_of(code.begin(), code.end(), is_digit))) {
         return error(lock, user, "A code is exactly five digits.");
     }
     Room& room = make_room(name, code, user.name);
@@ -908,7 +908,7 @@ void divert(const Lock& lock, Client& user, Words line) {
 
 // Gives what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
 std::string ban_target(const Lock& lock, Client& user, Words text) {
-    const std::string address = normal_address(std::string(text));
+    std::string address = normal_address(std::string(text));
     if (!address.empty()) return address;
     const bool good = valid_name(text) && !same_name(text, "admin") && !same_name(text, "server");
     if (!good) error(lock, user, "That is neither an address nor a name that can be banned.");
@@ -947,11 +947,13 @@ void bans(Lock& lock, Client& user, Words /*rest*/) {
     lock.unlock();
     const std::vector<std::string> lines = lines_of(read_bans());
     lock.lock();
-    const auto is_ban = [](const std::string& line) { return !banned_by(line).empty(); };
-    info(lock, user, "Bans: " + std::to_string(std::ranges::count_if(lines, is_ban)) + ".");
+    std::size_t count = 0;
     for (const std::string& line : lines) {
-        if (is_ban(line)) info(lock, user, clean(line));
+        if (banned_by(line).empty()) continue;
+        info(lock, user, clean(line));
+        ++count;
     }
+    info(lock, user, "Bans: ", std::to_string(count), ".");
 }
 
 void help(Lock& lock, Client& user, Words rest);
@@ -1014,8 +1016,10 @@ bool may_use(const Client& user, const Command& command) {
 }
 
 const Command* find_command(Words name) {
-    const auto* found = std::ranges::find(commands, fold(name), &Command::name);
-    return found == std::end(commands) ? nullptr : found;
+    for (const Command& command : commands) {
+        if (same_name(command.name, name)) return &command;
+    }
+    return nullptr;
 }
 
 std::string form_of(const Command& command) {
@@ -1232,7 +1236,7 @@ void goodbye(Client& client) {
     client.ending = true;
     if (client.room != nullptr) {
         leave(lock, client, client.why);
-    } else if (!chat.stopping) {
+    } else if (!client.why.empty()) {
         log_event(client.address, " ", client.why);
     }
     if (!client.name.empty()) chat.by_name.erase(client.key);
@@ -1485,7 +1489,8 @@ class Doorman {
         if (std::cmp_greater_equal(chat.clients.size(), options.max_clients)) {
             return "The server is full: it takes " + std::to_string(options.max_clients) + " at once.";
         }
-        const auto here = std::ranges::count(chat.clients, client.address, &Client::address);
+        const auto here = std::count_if(chat.clients.begin(), chat.clients.end(),
+                                        [&](const Client* other) { return other->address == client.address; });
         if (options.max_per_ip > 0 && here >= options.max_per_ip) {
             return "There are " + std::to_string(here) + " connections from your address already; no more are taken.";
         }
@@ -1519,7 +1524,7 @@ class Doorman {
     void complain(const std::string& cause) {
         const auto now = Clock::now();
         const auto [entry, first] = last_logged_.try_emplace(cause, now);
-        if (!first && now - entry->second < 1s) return;
+        if (!first && now - entry->second < log_pause) return;
         entry->second = now;
         log_event("somebody was turned away: ", cause);
     }
@@ -1531,7 +1536,7 @@ class Doorman {
 // ---------------------------------------------------------------------------------------------------------
 // 11. Starting and stopping
 
-constexpr const char* usage = R"(usage: server [OPTION]...
+constexpr const char* usage = R"( [OPTION]...
   --port N          the port to listen on (12345); 0 takes any free one
   --bind ADDRESS    listen on this address alone, not on all
   --bans FILE       the ban list (bans.txt)
@@ -1570,14 +1575,14 @@ void prepare_descriptors(std::optional<long> max_clients) {
 
 // Gives the names in a list, "den,lab". Throws a UsageError at a wrong one.
 std::vector<std::string> room_names(std::string list) {
-    std::ranges::replace(list, ',', ' ');
+    std::replace(list.begin(), list.end(), ',', ' ');
     std::vector<std::string> names;
+    std::set<std::string> taken{"public"};
     for (Words rest = trim(list); !rest.empty(); rest = trim(rest)) {
         names.emplace_back(take_word(rest));
-        if (!valid_name(names.back()) || same_name(names.back(), "public") ||
-            std::ranges::count(names, fold(names.back()), fold) > 1) {
-            throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first, and not taken yet");
-        }
+        if (!valid_name(names.back()))
+            throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first");
+        if (!taken.insert(fold(names.back())).second) throw UsageError("--rooms: there is only one " + names.back());
     }
     return names;
 }
@@ -1610,7 +1615,7 @@ void read_options(int argc, char** argv) {
             case rate: options.rate = number(0, 1000000); break;
             case max_clients: clients = number(1, 1000000); break;
             case max_per_ip: options.max_per_ip = number(0, 1000000); break;
-            case help_text: std::cout << usage; std::exit(0);
+            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
             case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
@@ -1653,7 +1658,6 @@ void end_clients() {
     std::unordered_map<std::thread::id, std::thread> threads;
     {
         Lock lock(chat.mutex);
-        chat.stopping = true;
         for (Client* client : chat.clients) {
             put_off(lock, *client, "BYE SHUTDOWN The server shuts down.", "");
         }
@@ -1666,7 +1670,7 @@ void end_clients() {
 
 void run() {
     handle_signals();
-    Wakeup stop;
+    static Wakeup stop;
     stop_request = &stop;
     read_bans();  // to fail now if it cannot be read
     const std::string password = choose_admin_password();
@@ -1708,10 +1712,11 @@ int main(int argc, char** argv) {
         run();
         return 0;
     } catch (const UsageError& error) {
-        std::cerr << "server: " << error.what() << (*error.what() == 0 ? "" : "; ") << "--help shows the options\n";
+        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+                  << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << "server: " << error.what() << '\n';
+        std::cerr << argv[0] << ": " << error.what() << '\n';
         return 1;
     }
 }
