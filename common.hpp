@@ -6,6 +6,7 @@
 //   4. Lines         bytes from a stream, cut into lines
 //   5. Words         taking lines apart: words, numbers, names, times
 //   6. Addresses     a peer's address as text
+//   7. Discovery     the datagrams with which a client finds servers
 //
 // No function here keeps state of its own: each may be called from any thread. None blocks, but for resolve().
 
@@ -413,4 +414,22 @@ inline std::string address_text(const sockaddr* address, socklen_t length) {
     const int error = getnameinfo(address, length, host.data(), NI_MAXHOST, nullptr, 0, NI_NUMERICHOST);
     const std::string_view text = error == 0 ? host.data() : "?";
     return std::string(text.substr(0, text.find('%')));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. Discovery
+//
+// A client asks "is a server here?" with one datagram to everybody, and each server answers with one that is not
+// longer: so nobody can be flooded by asking in their name.
+
+inline constexpr in_port_t discovery_port = 12345;  // UDP, whatever TCP port a server listens on
+inline constexpr std::string_view question_word = "CHATROOM?";
+inline constexpr std::string_view answer_word = "CHATROOM!";
+inline constexpr std::size_t question_bytes = 256;  // what is asked with is padded to
+
+// Gives a question; nonce is a word that the answer has to repeat.
+inline std::string make_question(std::string_view nonce) {
+    std::string question = std::string(question_word) + ' ' + std::string(nonce) + ' ';
+    question.resize(question_bytes, ' ');
+    return question;
 }
