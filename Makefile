@@ -23,6 +23,8 @@ ifdef SANITIZE
 CHECKED  := -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fsanitize-undefined-trap-on-error -Wno-uninitialized
 endif
 FLAGS    := -O2 -g $(WARNINGS) $(CXXFLAGS) $(CHECKED) -std=c++20 -pthread
+# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library.
+CRYPT    := $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
 COMPILE  := $(CXX) $(FLAGS) -I. $(CPPFLAGS)
 LINK     := $(CXX) $(FLAGS) $(LDFLAGS)
 
@@ -40,7 +42,7 @@ all: $(SERVER) $(CLIENT)  ## build ./server and ./client (this is what plain `ma
 
 $(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
 	@echo "  link     $@"
-	$(Q)$(LINK) $^ -o $@
+	$(Q)$(LINK) $^ $(if $(findstring server,$@),$(CRYPT)) -o $@
 
 $(B)/%.o: %.cpp $(B)/flags
 	@echo "  compile  $<"

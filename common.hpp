@@ -171,6 +171,13 @@ inline Character decode_utf8(std::string_view text) {
     return {code, length, true};
 }
 
+// Gives the number of characters in text.
+inline std::size_t count_characters(std::string_view text) {
+    std::size_t count = 0;
+    for (; !text.empty(); text.remove_prefix(decode_utf8(text).bytes)) ++count;
+    return count;
+}
+
 // Says whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
 // C1), line and paragraph separators, bidirectional controls and invisible format characters. The joiners U+200C
 // and U+200D and the variation selectors, which scripts and emoji need, are not among them.
