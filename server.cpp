@@ -4,7 +4,7 @@
 //
 //   serve()           section 8   a client's own thread waits in recv() and cuts what comes into lines
 //   act_on()          section 7   a line is a command, or something to say
-//   say()             section 4   stamps it with the speaker's name, appends it to the queues of all in the room
+//   say_in()          section 4   stamps it with the speaker's name, appends it to the queues of all in the room
 //   Postman::run()    section 3   sends everything that waits for a client in one call
 //
 // One mutex, chat.mutex, guards the list of clients and the rooms. What is done under it touches memory only;
@@ -26,7 +26,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
-#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <fstream>
@@ -37,7 +36,6 @@
 #include <mutex>
 #include <numeric>
 #include <set>
-#include <sstream>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -1269,7 +1267,7 @@ bool prove(Client& client, Words question, IsRight is_right) {
         if (problem.empty()) return true;
         tell_error(client, problem);
     }
-    const bool logged_in = client.room != nullptr;
+    const bool logged_in = !client.name.empty();  // this is /password
     return turn_away(client, concat(logged_in ? "BYE KICK" : "REFUSE", " Three wrong passwords."),
                      "three wrong passwords.");
 }
