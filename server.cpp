@@ -86,14 +86,19 @@ constexpr int max_wrong_passwords = 3;     // on one connection
 constexpr auto farewell_limit = 2s;        // for a client to take its last lines, and as long to close its side
 constexpr auto shutdown_limit = 500ms;     // for all of them, when the server shuts down
 
-Wakeup* stop_request = nullptr;  // set once, it ends the server: main(), clock and console poll it
+// Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
+bool open_standard_descriptors() {
+    int opened = 0;
+    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDWR);
+    return opened >= 0 && close(opened) == 0;
+}
 
-// Any thread, and signal handlers. Never blocks.
-void request_stop() { stop_request->set(); }
+const bool standard_descriptors_are_open = open_standard_descriptors();  // before anything else is opened
+Wakeup stop_request;  // once set, it ends the server: main(), the clock and others poll it
 
 // Waits until the stop is requested or the time is over; says which.
 bool stop_within(std::chrono::milliseconds time) {
-    pollfd stop{stop_request->fd(), POLLIN, 0};
+    pollfd stop{stop_request.fd(), POLLIN, 0};
     return poll(&stop, 1, static_cast<int>(time.count())) > 0;
 }
 
@@ -222,10 +227,10 @@ struct Client {
     std::condition_variable changed;         // its thread waits here; ending, backlog and with_postman notify
 
     // Only the postman, while with_postman.
-    std::string sending;              // picked up from outbox
-    std::size_t sent = 0;             // bytes of it that the socket took
-    bool blocked = false;             // the socket is full
-    Clock::time_point blocked_since;  // and has been from then on
+    std::string sending;         // picked up from outbox
+    std::size_t sent = 0;        // bytes of it that the socket took
+    bool blocked = false;        // the socket is full
+    Clock::time_point progress;  // when it last took something, or sending began to wait
 };
 
 struct Said {
@@ -305,17 +310,16 @@ class Postman {
         called_.clear();
         std::erase_if(in_hand_, [&](Client* client) {
             refill(lock, *client);
-            if (!client->sending.empty()) return false;
-            client->with_postman = false;
+            client->with_postman = !client->sending.empty();
             client->changed.notify_all();
-            return true;
+            return !client->with_postman;
         });
         asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->blocked; });
         return !stopping_;
     }
 
     static void refill(const Lock& lock, Client& client) {
-        if (client.blocked && Clock::now() - client.blocked_since > max_stall) {
+        if (client.blocked && Clock::now() - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
         if (client.abandoned) {
@@ -328,6 +332,7 @@ class Postman {
             client.sending.clear();
             if (client.sending.capacity() > 4096) client.sending = {};  // it would be kept for good
             client.sending.swap(client.outbox);
+            client.progress = Clock::now();
         }
         client.backlog = client.outbox.size() + client.sending.size() - client.sent;
     }
@@ -348,7 +353,9 @@ class Postman {
         const int a_second = 1000;  // to notice when one has stalled for too long
         poll(polled.data(), polled.size(), !idle ? 0 : full.empty() ? forever : a_second);
         wakeup_.clear();
-        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0;
+        const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
+        if (retry) retry_ = Clock::now() + 1s;
+        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0 && !retry;
     }
 
     static void send_some(Client& client) {
@@ -356,9 +363,9 @@ class Postman {
         const ssize_t taken = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
         if (taken >= 0) {
             client.sent += static_cast<std::size_t>(taken);
+            client.progress = Clock::now();
         } else if (errno == EAGAIN) {
             client.blocked = true;
-            client.blocked_since = Clock::now();
         } else if (errno != EINTR) {
             client.sent = client.sending.size();  // the connection is gone, which its thread finds out as well
         }
@@ -367,7 +374,8 @@ class Postman {
     std::vector<Client*> called_;  // guarded by chat.mutex, as are asleep_ and stopping_
     bool asleep_ = false;          // nothing can be sent: call() has to wake it
     bool stopping_ = false;
-    std::vector<Client*> in_hand_;  // only the postman
+    std::vector<Client*> in_hand_;  // only the postman, as is retry_
+    Clock::time_point retry_;       // when full sockets are tried again
     Wakeup wakeup_;
 };
 
@@ -915,7 +923,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
 
 void shut_down(Lock& /*lock*/, Client& user) {
     log_event("shutdown by ", user.name, ".");
-    request_stop();
+    stop_request.set();
 }
 
 void shut_down_by_code(Lock& lock, Client& user, Words code) {
@@ -1215,6 +1223,11 @@ bool wait_turn(Client& client) {
     return !client.ending;
 }
 
+bool has_ended(const Client& client) {
+    const Lock lock(chat.mutex);
+    return client.ending;
+}
+
 // The connection has no more to give: the peer has ended it, or broken it, or farewell() was said.
 void note_end(Client& client, bool broken) {
     const Lock lock(chat.mutex);
@@ -1235,6 +1248,8 @@ std::optional<std::string> read_line(Client& client) {
             return clean(line->text);
         } else if (!open) {
             note_end(client, false);
+            return std::nullopt;
+        } else if (has_ended(client)) {  // by what its last line did
             return std::nullopt;
         } else {
             std::array<char, 2048> bytes{};
@@ -1399,20 +1414,27 @@ void goodbye(Client& client) {
         drop(lock, client, "");
         client.changed.wait(lock, let_go);
     }
-    std::erase(chat.clients, &client);
-    if (chat.clients.empty()) chat.empty.notify_all();
 }
 
 // Ends the connection so that the last lines arrive: close() while bytes are unread sends a reset, which may
 // overtake them. So the peer is given some time to close its side first.
 void hang_up(const Client& client) {
     shutdown(client.socket.get(), SHUT_WR);
-    std::array<pollfd, 2> polled{{{client.socket.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+    std::array<pollfd, 2> polled{{{client.socket.get(), POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
     const auto deadline = Clock::now() + farewell_limit;
     std::array<char, 2048> ignored{};
     do {
         poll(polled.data(), polled.size(), 2000);
     } while (recv(client.socket.get(), ignored.data(), ignored.size(), MSG_DONTWAIT) > 0 && Clock::now() < deadline);
+}
+
+// Takes the client off the list: from here on nobody else knows it.
+void forget(Client& client) {
+    Lock lock(chat.mutex);
+    client.ending = true;
+    client.changed.wait(lock, [&] { return !client.with_postman; });
+    std::erase(chat.clients, &client);
+    if (chat.clients.empty()) chat.empty.notify_all();
 }
 
 // The thread of one client, which it owns.
@@ -1428,6 +1450,7 @@ void serve(Client* known) {
     }
     goodbye(*client);
     hang_up(*client);
+    forget(*client);
     const Lock lock(chat.mutex);
     chat.finished.push_back(std::this_thread::get_id());
 }
@@ -1454,7 +1477,7 @@ void obey(LineBuffer& lines) {
 // The console's thread: does what the operator types, until there is no more of it. The server runs on without.
 void run_console() {
     LineBuffer lines(max_line);
-    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
     while (true) {
         poll(polled.data(), polled.size(), -1);
         if (polled[1].revents != 0) return;
@@ -1591,7 +1614,7 @@ class Doorman {
    public:
     // Until the stop is requested.
     void run(const std::vector<Fd>& listeners) {
-        std::vector<pollfd> polled{{stop_request->fd(), POLLIN, 0}};
+        std::vector<pollfd> polled{{stop_request.fd(), POLLIN, 0}};
         for (const Fd& listener : listeners) polled.push_back({listener.get(), POLLIN, 0});
         while (true) {
             poll(polled.data(), polled.size(), -1);
@@ -1630,9 +1653,8 @@ class Doorman {
             [[maybe_unused]] Client* served = client.release();  // it is the thread's now
             const Lock lock(chat.mutex);
             chat.threads.emplace(thread.get_id(), std::move(thread));
-        } catch (const std::system_error& error) {
-            client->why = "was turned away: " + std::string(error.what());
-            goodbye(*client);
+        } catch (const std::system_error&) {
+            forget(*client);
             refuse(client->socket, "The server cannot start another thread: try again later.");
         }
     }
@@ -1728,7 +1750,7 @@ void run_discovery(int port) {
         if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1) return;
         const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
         const Fd answers = open_datagram_socket(bound.s_addr, 0);
-        std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+        std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
         Clock::time_point next{};
         while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
             std::array<char, question_bytes + 1> bytes{};  // one more, to see that a datagram is longer
@@ -1779,16 +1801,16 @@ long number_option(std::string_view name, std::string_view text, long low, long 
                      std::to_string(high) + ", not '" + std::string(text) + "'");
 }
 
-// Makes place for the clients' sockets, and sets max_clients to what there is place for if it was not set.
-void prepare_descriptors(std::optional<long> max_clients) {
+// Makes place for the clients' sockets, and lowers max_clients to as many as there is place for.
+void prepare_descriptors() {
     constexpr rlim_t others = 64;  // descriptors that are not clients' sockets
     rlimit limit{};
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("getrlimit");
-    const rlim_t wanted = static_cast<rlim_t>(max_clients.value_or(options.max_clients)) + others;
+    const rlim_t wanted = static_cast<rlim_t>(options.max_clients) + others;
     limit.rlim_cur = std::max(limit.rlim_cur, std::min(limit.rlim_max, wanted));
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("setrlimit");
     const rlim_t place = limit.rlim_cur > 2 * others ? limit.rlim_cur - others : limit.rlim_cur / 2;
-    options.max_clients = max_clients.value_or(static_cast<long>(std::min(place, wanted - others)));
+    options.max_clients = static_cast<long>(std::min(place, wanted - others));
 }
 
 // Gives the names in a list, "den,lab". Throws a UsageError at a wrong one.
@@ -1838,7 +1860,6 @@ void read_options(int argc, char** argv) {
                                    {"help", no_argument, nullptr, help_text},
                                    {"version", no_argument, nullptr, version_text},
                                    {}};
-    std::optional<long> clients;
     int which = 0;
     for (int found = 0; (found = getopt_long(argc, argv, "", known, &which)) != -1;) {
         const std::string value = optarg == nullptr ? "" : optarg;
@@ -1851,7 +1872,7 @@ void read_options(int argc, char** argv) {
             case rooms_made: options.rooms = room_names(value); break;
             case idle: options.idle = number(0, 1000000); break;
             case rate: options.rate = number(0, 1000000); break;
-            case max_clients: clients = number(1, 1000000); break;
+            case max_clients: options.max_clients = number(1, 1000000); break;
             case max_per_ip: options.max_per_ip = number(0, 1000000); break;
             case admin_file: options.admin_password_file = value; break;
             case title: options.title = clean(value).substr(0, max_title); break;
@@ -1862,7 +1883,7 @@ void read_options(int argc, char** argv) {
         }
     }
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
-    prepare_descriptors(clients);
+    prepare_descriptors();
 }
 
 // Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
@@ -1894,20 +1915,12 @@ std::string host_name() {
 // Signals: Ctrl-C and SIGTERM shut down; a peer that is gone, or a terminal, is no reason to end.
 void handle_signals() {
     struct sigaction action {};
-    action.sa_handler = [](int) { request_stop(); };
+    action.sa_handler = [](int) { stop_request.set(); };
     for (const int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
     action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_handler = SIG_IGN;
     for (const int number : {SIGPIPE, SIGHUP, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
-}
-
-// Opens what a closed terminal left closed, or a client's socket would become our standard output.
-void open_standard_descriptors() {
-    int opened = 0;
-    do opened = open("/dev/null", O_RDWR);
-    while (opened >= 0 && opened <= STDERR_FILENO);
-    if (opened >= 0) close(opened);
 }
 
 // Tells everyone, waits until they have it, and joins their threads: within shutdown_limit and a little.
@@ -1927,8 +1940,6 @@ void end_clients() {
 
 void run() {
     handle_signals();
-    static Wakeup stop;
-    stop_request = &stop;
     check_files();
     const std::string password = choose_admin_password();
     if (options.title.empty()) options.title = host_name();
@@ -1968,7 +1979,6 @@ void run() {
 int main(int argc, char** argv) {
     std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
     try {
-        open_standard_descriptors();
         read_options(argc, argv);
         run();
         return 0;
