@@ -74,7 +74,7 @@ class Keyboard {
             std::array<char, 2048> bytes{};
             const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
             if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
-            at_end_ = count <= 0 && errno != EINTR;
+            at_end_ = count == 0 || (count < 0 && errno != EINTR);
         }
     }
 
@@ -127,7 +127,7 @@ class Connection {
             if (const std::optional<Line> line = lines_.next()) {
                 return line->too_long ? "ERR The server sent a line that is too long." : clean(line->text);
             }
-            std::cout << std::flush;  // what came before is all there is to show
+            if (!(std::cout << std::flush)) return std::nullopt;  // nobody reads what we print
             std::array<char, 4096> bytes{};
             const ssize_t count = recv(socket_.get(), bytes.data(), bytes.size(), 0);
             if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
@@ -190,6 +190,7 @@ constexpr Form forms[] = {
     {"WELCOME", 1, "-- %t"},
     {"NICK", 0, "-- %t"},
     {"PASS", 0, "-- %t"},
+    {"NEWPASS", 0, "-- %t"},
 };
 
 // Gives what a line from the server looks like to a person, without the time.
@@ -254,12 +255,11 @@ void give_up(Session& session, const Connection& server, const std::string& why)
 
 // Answers NICK or PASS, or lets the writer do it.
 void take_question(Session& session, const Connection& server, bool password) {
-    if (password) {
-        hide_typing();
-    } else if (session.name && !session.name->empty()) {
+    if (!password && session.name && !session.name->empty()) {
         server.send_line(std::exchange(*session.name, ""));
         return;
-    } else if (session.name && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
+    }
+    if (!password && session.name && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
         return give_up(session, server, "the server did not take the name");
     }
     session.note(session.may_send, true);
@@ -271,10 +271,12 @@ void read_server(Session& session, Connection& server) {
     while (!said_why && std::cout) {
         const std::optional<std::string> line = server.read_line();
         if (!line) break;
-        show(*line);
         std::string_view rest = *line;
         const std::string_view word = take_word(rest);
-        if (word == "NICK" || word == "PASS") take_question(session, server, word == "PASS");
+        if (word == "PASS" || word == "NEWPASS") hide_typing();  // before it is asked for, or keys could be seen
+        show(*line);
+        if (word == "NICK") take_question(session, server, false);
+        if (word == "PASS" || word == "NEWPASS") take_question(session, server, true);
         if (word == "WELCOME") {
             session.note(session.welcome, true);
             session.note(session.may_send, true);
@@ -283,7 +285,7 @@ void read_server(Session& session, Connection& server) {
         session.status = word == "BYE" && take_word(rest) == "QUIT" ? 0 : 1;
     }
     std::cout << std::flush;
-    if (const std::scoped_lock lock(session.mutex); !said_why && !session.gave_up) {
+    if (const std::scoped_lock lock(session.mutex); !said_why && !session.gave_up && std::cout) {
         std::cerr << "client: the connection was lost\n";
     }
     session.note(session.ended, true);
@@ -322,6 +324,8 @@ void write_server(Session& session, const Connection& server, Keyboard& keyboard
 // ---------------------------------------------------------------------------------------------------------
 // 5. Starting
 
+std::string_view program;  // the name that it was started by
+
 constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
   --name NAME   log in under this name
   --plain       lines in, lines out, without a screen
@@ -351,7 +355,7 @@ Options read_options(int argc, char** argv) {
         switch (found) {
             case name: options.name = optarg; break;
             case plain: break;  // the only form there is
-            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
+            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
@@ -373,6 +377,7 @@ int run(const Options& options) {
     const std::string port = options.port   ? *options.port
                              : options.host ? std::string(default_port)
                                             : keyboard.ask("Port", std::string(default_port));
+    if (!parse_number(port, 1, 65535)) throw std::runtime_error("a port is a number from 1 to 65535");
     Connection server(host, port);
     Session session;
     session.name = options.name;
@@ -386,15 +391,17 @@ int run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    program = argv[0];
+    program.remove_prefix(program.rfind('/') + 1);
     std::setlocale(LC_CTYPE, "");
     try {
         return run(read_options(argc, argv));
     } catch (const UsageError& error) {
-        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
                   << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << argv[0] << ": " << error.what() << '\n';
+        std::cerr << program << ": " << error.what() << '\n';
         return 1;
     }
 }

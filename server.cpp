@@ -230,6 +230,7 @@ struct Client {
     std::string sending;         // picked up from outbox
     std::size_t sent = 0;        // bytes of it that the socket took
     bool blocked = false;        // the socket is full
+    bool broken = false;         // the connection is gone
     Clock::time_point progress;  // when it last took something, or sending began to wait
 };
 
@@ -322,6 +323,7 @@ class Postman {
         if (client.blocked && Clock::now() - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
+        if (client.broken) drop(lock, client, "lost the connection.");
         if (client.abandoned) {
             client.outbox.clear();
             client.sent = client.sending.size();
@@ -367,7 +369,7 @@ class Postman {
         } else if (errno == EAGAIN) {
             client.blocked = true;
         } else if (errno != EINTR) {
-            client.sent = client.sending.size();  // the connection is gone, which its thread finds out as well
+            client.broken = true;
         }
     }
 
@@ -666,7 +668,8 @@ class LineFile {
    private:
     // Writes a new file, syncs it, and renames it: a crash at any moment leaves the old one or the new (promise 5).
     void replace(std::string_view text) const {
-        const std::filesystem::path target = std::filesystem::weakly_canonical(path);  // where links lead to
+        const std::filesystem::path target =
+            std::filesystem::weakly_canonical(std::filesystem::absolute(path));  // where links lead
         const std::string beside = target.string() + ".new";
         {
             const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode_));
@@ -1464,14 +1467,9 @@ bool in_background() {
     return foreground != -1 && foreground != getpgrp();
 }
 
-void obey(LineBuffer& lines) {
-    while (const std::optional<Line> line = lines.next()) {
-        if (line->too_long) {
-            tell_error(operator_client, "That line was too long.");
-        } else {
-            act_on(operator_client, clean(line->text));
-        }
-    }
+void obey(const Line& line) {
+    if (line.too_long) return tell_error(operator_client, "That line was too long.");
+    act_on(operator_client, clean(line.text));
 }
 
 // The console's thread: does what the operator types, until there is no more of it. The server runs on without.
@@ -1485,10 +1483,11 @@ void run_console() {
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
         if (count > 0) {
             lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            obey(lines);
+            while (const std::optional<Line> line = lines.next()) obey(*line);
         } else if (count < 0 && errno == EIO && in_background()) {
             if (stop_within(1s)) return;
         } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
+            if (const std::optional<Line> line = lines.last()) obey(*line);
             return;
         }
     }
@@ -1626,12 +1625,16 @@ class Doorman {
     }
 
    private:
+    static constexpr const char* no_descriptor = "The server has no descriptor left: try again later.";
+
     void accept_from(int listener) {
         sockaddr_storage from{};
         auto* address = reinterpret_cast<sockaddr*>(&from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
-        if (socket) {
+        if (socket && !Fd(open("/dev/null", O_RDONLY | O_CLOEXEC))) {  // its thread could not read the ban list
+            refuse(socket, no_descriptor);
+        } else if (socket) {
             fcntl(socket.get(), F_SETFL, 0);                  // some systems hand O_NONBLOCK on from the listener
             set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);  // the postman gathers lines; the kernel need not
             watch_for_vanishing(socket);
@@ -1689,7 +1692,7 @@ class Doorman {
     void refuse_without_descriptor(int listener) {
         reserve_ = Fd();
         if (const Fd socket(accept(listener, nullptr, nullptr)); socket) {
-            refuse(socket, "The server has no descriptor left: try again later.");
+            refuse(socket, no_descriptor);
         } else {
             stop_within(100ms);
         }
@@ -1771,6 +1774,8 @@ void run_discovery(int port) {
 
 // ---------------------------------------------------------------------------------------------------------
 // 12. Starting and stopping
+
+std::string_view program;  // the name that it was started by
 
 constexpr const char* usage = R"( [OPTION]...
   --port N          the port to listen on (12345); 0 takes any free one
@@ -1877,7 +1882,7 @@ void read_options(int argc, char** argv) {
             case admin_file: options.admin_password_file = value; break;
             case title: options.title = clean(value).substr(0, max_title); break;
             case no_discovery: options.discovery = false; break;
-            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
+            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
@@ -1977,17 +1982,19 @@ void run() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    program = argv[0];
+    program.remove_prefix(program.rfind('/') + 1);
     std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
     try {
         read_options(argc, argv);
         run();
         return 0;
     } catch (const UsageError& error) {
-        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
                   << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << argv[0] << ": " << error.what() << '\n';
+        std::cerr << program << ": " << error.what() << '\n';
         return 1;
     }
 }
