@@ -16,7 +16,7 @@ CLIENT := $(OUT)client
 TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
 HELPER := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/harness.cpp))
 
-# CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources cannot do without.
+# CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources need.
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 ifdef SANITIZE
 # (g++ takes more for uninitialized then than is: hence the last of these.)

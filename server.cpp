@@ -774,18 +774,17 @@ void quote(Lock& lock, Client& user, Words /*rest*/) {
 
 void echo(Lock& lock, Client& user, Words rest) { post(lock, user, concat("ECHO ", rest)); }
 
-// What is said without a command. The operator speaks to everybody.
-void say(Lock& lock, Client& user, Words text) {
+// The operator speaks to everybody.
+void speak(const Lock& lock, Client& user, Words word, Words text) {
     for (Room& room : chat.rooms) {
-        if (&room == user.room || is_operator(user)) say_in(lock, room, user, "SAY", text);
+        if (&room == user.room || is_operator(user)) say_in(lock, room, user, word, text);
     }
-    server_log.add(is_operator(user) ? "-" : user.room->name, concat(user.name, ": ", text));
+    const Words where = is_operator(user) ? "-" : Words(user.room->name);
+    server_log.add(where, word == "ME" ? concat("* ", user.name, " ", text) : concat(user.name, ": ", text));
 }
 
-void me(Lock& lock, Client& user, Words rest) {
-    say_in(lock, *user.room, user, "ME", rest);
-    server_log.add(user.room->name, concat("* ", user.name, " ", rest));
-}
+void say(Lock& lock, Client& user, Words text) { speak(lock, user, "SAY", text); }
+void me(Lock& lock, Client& user, Words rest) { speak(lock, user, "ME", rest); }
 
 void private_message(const Lock& lock, Client& from, Client& to, Words text) {
     if (to.ignored.contains(from.key)) {
@@ -1072,7 +1071,7 @@ constexpr Command commands[] = {
     {"create", "NAME [CODE]", 1, Right::client, false, create, "makes a room that you own", "/create den 12345"},
     {"join", "ROOM [CODE]", 1, Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
     {"leave", "", 0, Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", 1, Right::client, true, me, "says what you do", "/me waves"},
+    {"me", "TEXT", 1, Right::everyone, true, me, "says what you do", "/me waves"},
     {"msg", "NAME TEXT", 2, Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
     {"reply", "TEXT", 1, Right::everyone, true, reply, "answers the last private message", "/reply fine"},
     {"ignore", "NAME", 1, Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
@@ -1114,7 +1113,7 @@ Words whose_right(Right right) {
         case Right::owner: return "the room's owner";
         case Right::admin: return "the admin";
         case Right::account: return "somebody with an account";
-        default: return "a client";
+        default: return "a client, not the server's own terminal,";
     }
 }
 
