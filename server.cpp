@@ -123,7 +123,8 @@ class Log {
 
     // The log's thread: writes until stop(), and then what is left.
     void run() {
-        for (Lock lock(mutex_);;) {
+        Lock lock(mutex_);
+        while (true) {
             changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
             if (waiting_.empty()) break;
             if (lost_ > 0) append("-", "-- here " + std::to_string(std::exchange(lost_, 0)) + " lines are missing.");
@@ -542,13 +543,13 @@ bool same_secret(std::string_view given, std::string_view secret) {
 
 class Tries {
    public:
-    // Lets a secret be tried from an address, and gives what is to be said of it: nothing if it was right. Each try is
-    // counted before it is looked at, so that those made at the same moment all count; past the limit none is looked
-    // at, right or wrong. Any thread. Blocks only as far as is_right does.
+    // Lets a secret be tried from an address, and gives what is to be said of it: nothing if it was right, `wrong` if
+    // it was not. Each try is counted before it is looked at, so that those made at the same moment all count; past the
+    // limit none is looked at, right or wrong. Any thread. Blocks only as far as is_right does.
     template <typename IsRight>
-    std::string_view judge(const std::string& address, IsRight is_right) {
+    std::string_view judge(const std::string& address, std::string_view wrong, IsRight is_right) {
         if (!take(address)) return "Too many wrong tries from your address: wait a minute, then try again.";
-        if (!is_right()) return "That is wrong.";
+        if (!is_right()) return wrong;
         give_back(address);
         return "";
     }
@@ -727,7 +728,7 @@ bool in_public(const Client& user) { return user.room == &public_room(); }
 // Gives who is logged in under a name, or tells the user that nobody is.
 Client* find(const Lock& lock, Client& user, Words name) {
     const auto found = chat.by_name.find(fold(name));
-    if (found != chat.by_name.end()) return found->second;
+    if (found != chat.by_name.end() && found->second->room != nullptr) return found->second;
     error(lock, user, "Nobody here is called ", name, ". /who tells who is in the room.");
     return nullptr;
 }
@@ -865,7 +866,8 @@ void join(Lock& lock, Client& user, Words rest) {
     if (room == user.room) return error(lock, user, "You are in that room.");
     if (!room->code.empty() && !user.admin) {
         if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");
-        const auto problem = tries.judge(user.address, [&] { return same_secret(code, room->code); });
+        const auto problem =
+            tries.judge(user.address, "That is not the room's code.", [&] { return same_secret(code, room->code); });
         if (!problem.empty()) return error(lock, user, problem);
     }
     move(lock, user, *room, "left for another room.");
@@ -908,7 +910,7 @@ void kick(Lock& lock, Client& user, Words rest) {
 void out(Lock& lock, Client& user, Words rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
-    if (target->room == nullptr || in_public(*target)) {
+    if (in_public(*target)) {
         return error(lock, user, target->name, " is in public; /fire puts off the server.");
     }
     put_out(lock, user, *target, "moved out");
@@ -931,7 +933,8 @@ void shut_down(Lock& /*lock*/, Client& user) {
 void shut_down_by_code(Lock& lock, Client& user, Words code) {
     if (code.empty() && user.admin) return shut_down(lock, user);
     if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
-    const auto problem = tries.judge(user.address, [&] { return same_secret(code, options.exit_code); });
+    const auto problem =
+        tries.judge(user.address, "That is not the exit code.", [&] { return same_secret(code, options.exit_code); });
     if (!problem.empty()) return error(lock, user, problem);
     shut_down(lock, user);
 }
@@ -1113,7 +1116,7 @@ Words whose_right(Right right) {
         case Right::owner: return "the room's owner";
         case Right::admin: return "the admin";
         case Right::account: return "somebody with an account";
-        default: return "a client, not the server's own terminal,";
+        default: return "a client";
     }
 }
 
@@ -1162,7 +1165,7 @@ std::size_t distance(Words a, Words b) {
 // For a command that there is not: names the nearest that the user may use.
 void suggest(const Lock& lock, Client& user, Words mistyped) {
     const Command* nearest = nullptr;
-    std::size_t least = 3;  // what is farther away was hardly meant
+    std::size_t least = std::min<std::size_t>(3, mistyped.size());  // what is farther away was hardly meant
     for (const Command& command : commands) {
         const std::size_t away = mistyped.size() > 20 ? 20 : distance(fold(mistyped), command.name);
         if (away >= least || !may_use(user, command)) continue;
@@ -1273,6 +1276,8 @@ bool turn_away(Client& client, Words last_line, Words why) {
     return false;
 }
 
+constexpr Words wrong_password = "That is not the password.";  // whoever's
+
 // Asks for a secret until it is right. False: the connection is to end.
 template <typename IsRight>
 bool prove(Client& client, Words question, IsRight is_right) {
@@ -1291,7 +1296,7 @@ bool prove(Client& client, Words question, IsRight is_right) {
 
 bool prove_admin(Client& client) {
     return prove(client, "The admin's password?", [&](const std::string& given) {
-        return tries.judge(client.address, [&] { return same_secret(given, options.admin_password); });
+        return tries.judge(client.address, wrong_password, [&] { return same_secret(given, options.admin_password); });
     });
 }
 
@@ -1341,7 +1346,7 @@ bool prove_account(Client& client, Words name) {
     const std::string hash = account->substr(name.size() + 1);
     return prove(client, concat("The password of ", name, "?"), [&](const std::string& given) {
         return hash_in_turn(client, [&] {
-            return tries.judge(client.address, [&] {
+            return tries.judge(client.address, wrong_password, [&] {
                 return given.size() <= max_password && same_secret(hash_password(given, hash), hash);
             });
         });

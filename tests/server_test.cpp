@@ -175,7 +175,7 @@ int try_wrong(const Server& server, int count, const PeerOptions& from = {}) {
     for (; count > 0; count -= 3) {
         Peer peer(server.port(), from);
         peer.send_raw("admin\na\nb\nc\n");
-        looked_at += count_matching(peer.expect_eof(), starts("ERR That is wrong."));
+        looked_at += count_matching(peer.expect_eof(), starts("ERR That is not the password"));
     }
     return looked_at;
 }
