@@ -116,12 +116,13 @@ sanitize:  ## run the tests with the address, undefined behaviour and thread san
 SOURCES := $(wildcard *.cpp tests/*.cpp)
 HEADERS := $(wildcard *.hpp tests/*.hpp)
 
-# What cppcheck says of lifetimes is left to the address sanitizer: it takes views of living strings for dangling ones.
-LIFETIMES := invalidLifetime danglingLifetime danglingTemporaryLifetime
+# Left to others: lifetimes to the address sanitizer, since cppcheck takes views of living strings for dangling ones;
+# crypt(), of which the server has one call at a time; and "text"s + 'c', which it takes for arithmetic.
+UNCHECKED := invalidLifetime danglingLifetime danglingTemporaryLifetime cryptCalled strPlusChar
 lint: $(SOURCES:%=$(B)/lint/%)  ## check the sources with clang-tidy, cppcheck and clang-format
 	@echo "  cppcheck"
 	$(Q)cppcheck --quiet --std=c++20 --language=c++ --library=posix,googletest --inline-suppr --error-exitcode=1 \
-		--enable=warning,performance,portability $(addprefix --suppress=,$(LIFETIMES)) -I. $(SOURCES)
+		--enable=warning,performance,portability $(addprefix --suppress=,$(UNCHECKED)) -I. $(SOURCES)
 	@echo "  clang-format"
 	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
 

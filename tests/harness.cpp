@@ -22,7 +22,7 @@
 #include <regex>
 #include <sstream>
 
-extern char** environ;
+extern char** environ;  // NOLINT(readability-redundant-declaration): some systems leave it to us
 
 namespace harness {
 
@@ -61,7 +61,7 @@ int Deadline::left_ms() const {
     return static_cast<int>(std::clamp<decltype(left)>(left, 0, 1'000'000'000));
 }
 
-Pattern::Pattern(std::string substring)
+Pattern::Pattern(const std::string& substring)
     : Pattern("'" + substring + "'", [substring](std::string_view text) -> std::optional<std::string> {
           return text.find(substring) == text.npos ? std::nullopt : std::optional(substring);
       }) {}
@@ -122,7 +122,7 @@ void Descriptor::close() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
-void Descriptor::never_block() { ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK); }
+void Descriptor::never_block() const { ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Small helpers
@@ -212,6 +212,7 @@ std::vector<std::string> environment(const std::vector<std::string>& changes) {
 
 std::vector<char*> c_array(std::vector<std::string>& strings) {
     std::vector<char*> result;
+    result.reserve(strings.size() + 1);
     for (std::string& string : strings) result.push_back(string.data());
     result.push_back(nullptr);
     return result;
@@ -298,10 +299,14 @@ void Process::start(const std::string& program, const Launch& launch, int in, in
 }
 
 Process::~Process() {
-    if (running()) ::kill(pid_, SIGKILL);
-    watcher_.join();
-    paused_ = false;
-    collect_all();
+    try {
+        if (running()) ::kill(pid_, SIGKILL);
+        watcher_.join();
+        paused_ = false;
+        collect_all();
+    } catch (const std::exception& error) {
+        ADD_FAILURE() << error.what();
+    }
     for (const std::string* text : {&output_, &errors_}) {
         if (text->find("Sanitizer: ") != text->npos || text->find(": runtime error: ") != text->npos) {
             ADD_FAILURE() << "a sanitizer's report from " << story_.name << ":\n" << *text;

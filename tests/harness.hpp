@@ -55,7 +55,7 @@ struct Pattern {
     using Find = std::function<std::optional<std::string>(std::string_view)>;
 
     Pattern(const char* substring) : Pattern(std::string(substring)) {}
-    Pattern(std::string substring);
+    Pattern(const std::string& substring);
     Pattern(std::string meaning_, Find find_) : meaning(std::move(meaning_)), find(std::move(find_)) {}
     template <std::predicate<std::string_view> P>
     Pattern(P holds)
@@ -99,7 +99,7 @@ class Descriptor {
     Descriptor& operator=(Descriptor&& other) noexcept;
     ~Descriptor() { close(); }
     void close();
-    void never_block();
+    void never_block() const;
     int get() const { return fd_; }
     explicit operator bool() const { return fd_ >= 0; }
 

@@ -661,7 +661,7 @@ TEST(OnDisk, BansSurviveAKillAtAnyMoment) {
 
 // Connects, and gives the line that decides: NICK, or a REFUSE that ends the connection.
 std::string first_answer(Peer& peer) {
-    const std::string line = peer.expect(re("^(NICK|REFUSE) "));
+    std::string line = peer.expect(re("^(NICK|REFUSE) "));
     if (line.starts_with("REFUSE")) {
         EXPECT_EQ(peer.expect_closed(), Strings{});
     }
