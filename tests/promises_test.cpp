@@ -170,7 +170,8 @@ TEST(NobodyWaits, ForWhoDoesNotRead) {
     }
     EXPECT_TRUE(dropped) << "20 MB were said, and it is still there";
     server.wait_output("stalled " + reason);
-    EXPECT_LT(resident_bytes(server.pid()) - before, 16L << 20);
+    const bool sanitized = std::getenv("CHATROOM_SLOW") != nullptr;  // which keeps what was freed, for a while
+    if (!sanitized) EXPECT_LT(resident_bytes(server.pid()) - before, 16L << 20);
     stalled.expect_closed();
 }
 
