@@ -336,7 +336,7 @@ class Postman {
             client.blocked = false;
             client.sent = 0;
             client.sending.clear();
-            if (client.sending.capacity() > 4096) client.sending = {};  // it would be kept for good
+            if (client.sending.capacity() > 512) client.sending = {};  // it would be kept for good
             client.sending.swap(client.outbox);
             client.progress = Clock::now();
         }
