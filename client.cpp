@@ -3,6 +3,7 @@
 //
 //   Client::read()          section 6   the reader: waits for the server, and shows each line that comes
 //   PlainClient::write()    section 7   the writer: waits for the keyboard, and sends each line that is typed
+//   ScreenClient::write()   section 11  the same for keys on the full screen
 //
 // The words that lines from the server begin with are defined in docs/protocol.md.
 
@@ -15,11 +16,13 @@
 #include <termios.h>
 
 #include <chrono>
+#include <climits>
 #include <clocale>
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
 #include <deque>
+#include <functional>
 #include <iomanip>
 #include <iostream>
 #include <map>
@@ -46,23 +49,50 @@ struct UsageError : std::runtime_error {
 // Its settings belong to who started us, and are given back on every way out, a crash included. What signal handlers
 // need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
 
-enum TerminalMode { as_found, typing_hidden };
+enum TerminalMode { as_found, typing_hidden, whole_screen };
 
 termios terminal_as_found;                            // when its mode was changed
 volatile std::sig_atomic_t terminal_mode = as_found;  // if it is another, the terminal has to be given back
 volatile std::sig_atomic_t helper = 0;                // the process of --via, which must not outlive us
+
+const Wakeup* attention = nullptr;  // wakes the writer after a signal that concerns the screen
+
+// The window's title is saved; the other screen, no wrapping, the mouse, focus and pastes told. And all of it undone.
+constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
+constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
+
+void write_to_terminal(std::string_view bytes) {
+    while (!bytes.empty()) {
+        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
+        if (written < 0 && errno != EINTR && errno != EAGAIN) return;
+        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
+    }
+}
 
 // Any thread, and signal handlers.
 void set_terminal(TerminalMode mode) {
     if (mode == terminal_mode) return;
     if (terminal_mode == as_found && tcgetattr(STDIN_FILENO, &terminal_as_found) != 0) return;
     termios wanted = terminal_as_found;
-    if (mode == typing_hidden) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode != as_found) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
+        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
+    }
+    if (terminal_mode == whole_screen) write_to_terminal(close_screen);
     terminal_mode = mode;
     tcsetattr(STDIN_FILENO, TCSANOW, &wanted);
+    if (mode == whole_screen) write_to_terminal(open_screen);
 }
 
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
+
+void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
 
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
@@ -71,15 +101,29 @@ void end_by_signal(int number) {
     raise(number);
 }
 
+// Ctrl-Z: the shell gets the terminal as it was, and we take it again after fg.
+void stop_by_signal(int number) {
+    const int saved = errno;
+    const auto mode = static_cast<TerminalMode>(terminal_mode);
+    set_terminal(as_found);
+    catch_signal(number, SIG_DFL);
+    raise(number);  // here it stops
+    catch_signal(number, stop_by_signal, SA_NODEFER);
+    set_terminal(mode);
+    if (attention != nullptr) attention->set();
+    errno = saved;
+}
+
 void handle_signals() {
-    struct sigaction action {};
-    action.sa_handler = end_by_signal;
-    action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
+    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
-        sigaction(number, &action, nullptr);
+        catch_signal(number, end_by_signal, once);
     }
-    action.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &action, nullptr);
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
+    catch_signal(SIGWINCH, [](int) {
+        if (attention != nullptr) attention->set();
+    });
+    catch_signal(SIGPIPE, SIG_IGN);
 }
 
 // The standard input, line by line: a terminal's, or a pipe's.
@@ -425,15 +469,20 @@ class Connection {
     Connection& operator=(const Connection&) = delete;
     ~Connection() { end_helper(); }
 
-    // Blocks until the system has taken the text. False: the connection is broken.
-    [[nodiscard]] bool send_text(std::string_view text) const {
-        while (!text.empty()) {
-            const ssize_t sent = send(socket_.get(), text.data(), text.size(), 0);
-            if (sent < 0 && errno != EINTR) return false;
-            text.remove_prefix(sent < 0 ? 0 : static_cast<std::size_t>(sent));
+    // Says how many bytes the system has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
+    // connection that is broken takes everything; it is the reader who finds out.
+    [[nodiscard]] std::size_t send_text(std::string_view text, int flags) const {
+        std::size_t sent = 0;
+        while (sent < text.size()) {
+            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
+            if (count < 0 && errno == EAGAIN) return sent;
+            if (count < 0 && errno != EINTR) return text.size();
+            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
         }
-        return true;
+        return sent;
     }
+
+    [[nodiscard]] int fd() const { return socket_.get(); }
 
     // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
     // end of the connection. Blocks until then. Only the reader.
@@ -685,13 +734,17 @@ class Client {
         return true;
     }
 
-    // The writer: sends what was submitted. Blocks while the server takes nothing, so without the mutex.
-    void flush() {
+    // The writer: sends what was submitted; without MSG_DONTWAIT in `flags` it blocks while the server takes nothing.
+    // Gives the connection if it has not taken all.
+    std::shared_ptr<Connection> flush(int flags) {
         Lock lock(mutex_);
-        const std::string text = std::exchange(outgoing_, "");
         const std::shared_ptr<Connection> server = server_;
+        const std::string text = std::exchange(outgoing_, "");
         lock.unlock();
-        if (!server->send_text(text)) server->end();
+        const std::size_t sent = server->send_text(text, flags);
+        lock.lock();
+        if (server == server_) outgoing_.insert(0, text, sent);
+        return sent == text.size() ? nullptr : server;
     }
 
     // Any thread: ends the chat from our side.
@@ -711,7 +764,9 @@ class Client {
     }
 
     const Target target_;
-    Wakeup over_;  // set once, when the chat is over
+    Wakeup over_;                        // set once, when the chat is over
+    Wakeup attention_;                   // set when the writer should look up
+    std::chrono::milliseconds pace_{0};  // the reader's pause after what it has shown: more is shown at once
 
     // All that follows is guarded by the mutex.
     std::mutex mutex_;
@@ -739,18 +794,24 @@ class Client {
     void read() {
         do {
             const std::shared_ptr<Connection> server = server_;
-            while (std::optional<std::vector<std::string>> lines = server->receive()) {
-                const Lock lock(mutex_);
-                for (const std::string& line : *lines) take(lock, line);
-                heard_ = true;
-                changed();
-                happened_.notify_all();
-                if (dismissed_ || !anybody_looks()) break;
+            while (const std::optional<std::vector<std::string>> lines = server->receive()) {
+                if (!take_all(*lines)) break;
+                std::this_thread::sleep_for(pace_);
             }
         } while (come_back());
         const Lock lock(mutex_);
-        if (!dismissed_ && why_.empty()) why_ = "client: the connection was lost";
+        if (!dismissed_ && why_.empty() && !ended_) why_ = "client: the connection was lost";
         give_up(lock, "");
+    }
+
+    // False: what may come after these does not matter any more.
+    bool take_all(const std::vector<std::string>& lines) {
+        const Lock lock(mutex_);
+        for (const std::string& line : lines) take(lock, line);
+        heard_ = true;
+        changed();
+        happened_.notify_all();
+        return !dismissed_ && anybody_looks();
     }
 
     void take(const Lock& lock, std::string_view line) {
@@ -804,7 +865,7 @@ class Client {
     }
 
     void answer(const std::string& text) {
-        if (!server_->send_text(text + '\n')) server_->end();
+        if (server_->send_text(text + '\n', MSG_DONTWAIT) <= text.size()) server_->end();  // a login is never that long
     }
 
     void asked_name(const Lock& lock, const Message& /*message*/) {
@@ -973,7 +1034,7 @@ class PlainClient : public Client {
             take(lock, *line);
             changed();
             lock.unlock();
-            flush();
+            flush(0);
         }
     }
 
@@ -992,14 +1053,1188 @@ class PlainClient : public Client {
         if (!welcome_) return give_up(lock, "the input ended before the login was complete");
         submit(lock, "/quit");
         lock.unlock();
-        flush();
+        flush(0);
     }
 
     Keyboard& keyboard_;
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. Starting
+// 8. Keys, and the line that is typed
+//
+// A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
+// that is typed with them, grapheme by grapheme.
+
+enum class Key {
+    text,
+    enter,
+    tab,
+    back_tab,
+    backspace,
+    erase,
+    erase_or_quit,
+    kill_before,
+    kill_after,
+    kill_word,
+    left,
+    right,
+    word_left,
+    word_right,
+    up,
+    down,
+    home,
+    end,
+    page_up,
+    page_down,
+    escape,
+    redraw,
+    info,
+    rooms,
+    paste,
+    click,
+    wheel_up,
+    wheel_down,
+    focus_in,
+    focus_out,
+    unknown
+};
+
+struct Typed {
+    Key key = Key::unknown;
+    std::string text = {};    // what was typed or pasted
+    int row = 0, column = 0;  // of a click
+};
+
+struct Sequence {
+    std::string_view bytes;
+    Key key;
+};
+
+constexpr Sequence sequences[] = {
+    {"\x01", Key::home},
+    {"\x02", Key::left},
+    {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},
+    {"\x06", Key::right},
+    {"\x07", Key::info},
+    {"\x08", Key::backspace},
+    {"\t", Key::tab},
+    {"\n", Key::enter},
+    {"\x0B", Key::kill_after},
+    {"\x0C", Key::redraw},
+    {"\r", Key::enter},
+    {"\x0E", Key::down},
+    {"\x10", Key::up},
+    {"\x12", Key::rooms},
+    {"\x15", Key::kill_before},
+    {"\x17", Key::kill_word},
+    {"\x7F", Key::backspace},
+    {"\33", Key::escape},
+    {"\33b", Key::word_left},
+    {"\33f", Key::word_right},
+    {"\33\x7F", Key::kill_word},
+    {"\33[A", Key::up},
+    {"\33[B", Key::down},
+    {"\33[C", Key::right},
+    {"\33[D", Key::left},
+    {"\33[H", Key::home},
+    {"\33[F", Key::end},
+    {"\33OA", Key::up},
+    {"\33OB", Key::down},
+    {"\33OC", Key::right},
+    {"\33OD", Key::left},
+    {"\33OH", Key::home},
+    {"\33OF", Key::end},
+    {"\33OP", Key::info},
+    {"\33OQ", Key::rooms},
+    {"\33[1~", Key::home},
+    {"\33[3~", Key::erase},
+    {"\33[4~", Key::end},
+    {"\33[5~", Key::page_up},
+    {"\33[6~", Key::page_down},
+    {"\33[7~", Key::home},
+    {"\33[8~", Key::end},
+    {"\33[11~", Key::info},
+    {"\33[12~", Key::rooms},
+    {"\33[Z", Key::back_tab},
+    {"\33[1;3C", Key::word_right},
+    {"\33[1;3D", Key::word_left},
+    {"\33[1;5C", Key::word_right},
+    {"\33[1;5D", Key::word_left},
+    {"\33[I", Key::focus_in},
+    {"\33[O", Key::focus_out},
+    {"\33[200~", Key::paste},
+};
+
+class Keys {
+   public:
+    void add(std::string_view bytes) { bytes_ += bytes; }
+
+    // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
+    [[nodiscard]] bool unfinished() const { return !bytes_.empty(); }
+
+    // Gives the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
+    std::optional<Typed> next(bool all) {
+        if (bytes_.empty()) return std::nullopt;
+        if (bytes_.starts_with(paste_begins)) return pasted();
+        const std::size_t length = key_length();
+        if (length == 0 && !all) return std::nullopt;
+        const std::string bytes = bytes_.substr(0, std::max<std::size_t>(length, 1));
+        bytes_.erase(0, bytes.size());
+        return decoded(bytes);
+    }
+
+   private:
+    static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
+    static constexpr std::size_t longest_sequence = 32;
+    static constexpr std::size_t longest_paste = 1024UL * 1024;
+
+    // Gives the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
+    [[nodiscard]] std::size_t key_length() const {
+        if (bytes_[0] == '\33') return sequence_length();
+        if (is_control(bytes_[0])) return 1;
+        std::size_t end = 0;
+        while (end < bytes_.size() && !is_control(bytes_[end])) {
+            const Character next = decode_utf8(std::string_view(bytes_).substr(end));
+            if (!next.valid && bytes_.size() - end < 4) break;  // the rest of it may be on its way
+            end += next.bytes;
+        }
+        return end;
+    }
+
+    static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
+
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
+    [[nodiscard]] std::size_t sequence_length() const {
+        if (bytes_.size() < 2) return 0;
+        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
+        for (std::size_t i = 2; i < bytes_.size(); ++i) {
+            if (bytes_[i] >= '@' || i > longest_sequence) return i + 1;
+        }
+        return 0;
+    }
+
+    static Typed decoded(const std::string& bytes) {
+        if (!is_control(bytes[0])) return {Key::text, bytes};
+        if (bytes.starts_with("\33[<")) return mouse(bytes);
+        const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
+                                         [&](const Sequence& sequence) { return sequence.bytes == bytes; });
+        return {found == std::end(sequences) ? Key::unknown : found->key};
+    }
+
+    // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
+    static Typed mouse(const std::string& bytes) {
+        int button = -1, column = 0, row = 0;
+        char what = '\0';
+        if (sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what) != 4 || what != 'M') return {};
+        const Key key = button == 0    ? Key::click
+                        : button == 64 ? Key::wheel_up
+                        : button == 65 ? Key::wheel_down
+                                       : Key::unknown;
+        return {key, "", row - 1, column - 1};
+    }
+
+    std::optional<Typed> pasted() {
+        const std::size_t end = bytes_.find(paste_ends);
+        if (end == std::string::npos && bytes_.size() < longest_paste) return std::nullopt;
+        const std::string text = bytes_.substr(paste_begins.size(), end - paste_begins.size());
+        bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
+        return Typed{Key::paste, text};
+    }
+
+    std::string bytes_;
+};
+
+class Editor {
+   public:
+    [[nodiscard]] const std::string& text() const { return text_; }
+    [[nodiscard]] std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
+
+    // Puts text in at the cursor; false if the line would become longer than a line may be.
+    bool insert(std::string_view bytes) {
+        const std::string cleaned = clean(bytes);
+        if (text_.size() + cleaned.size() > max_line) return false;
+        text_.insert(cursor_, cleaned);
+        move_to(cursor_ + cleaned.size());
+        return true;
+    }
+
+    // Puts text in the place of all that stands between `from` and the cursor.
+    void replace_from(std::size_t from, std::string_view bytes) {
+        erase(from, cursor_);
+        insert(bytes);
+    }
+
+    // Gives the line that was typed, and begins an empty one.
+    std::string take() {
+        cursor_ = 0;
+        return std::exchange(text_, "");
+    }
+
+    void remember(const std::string& line) {
+        if (history_.empty() || history_.back() != line) history_.push_back(line);
+        if (history_.size() > history_limit) history_.pop_front();
+        recalled_ = history_.size();
+    }
+
+    // Does what the key is for, if it is one for editing.
+    void press(Key key) {
+        switch (key) {
+            case Key::left: return move_to(left());
+            case Key::right: return move_to(right());
+            case Key::word_left: return move_to(word_left());
+            case Key::word_right: return move_to(word_right());
+            case Key::home: return move_to(0);
+            case Key::end: return move_to(text_.size());
+            case Key::backspace: return erase(left(), cursor_);
+            case Key::erase_or_quit:
+            case Key::erase: return erase(cursor_, right());
+            case Key::kill_before: return erase(0, cursor_);
+            case Key::kill_after: return erase(cursor_, text_.size());
+            case Key::kill_word: return erase(word_left(), cursor_);
+            case Key::up: return recall(recalled_ - 1);
+            case Key::down: return recall(recalled_ + 1);
+            default: return;
+        }
+    }
+
+   private:
+    static constexpr std::size_t history_limit = 500;
+
+    // Where the graphemes begin that the cursor may go to: what was typed may have joined two of them.
+    void move_to(std::size_t at) {
+        std::size_t boundary = 0;
+        while (boundary < at) boundary += grapheme(std::string_view(text_).substr(boundary));
+        cursor_ = boundary;
+    }
+
+    void erase(std::size_t from, std::size_t to) {
+        text_.erase(from, to - from);
+        move_to(from);
+    }
+
+    [[nodiscard]] std::size_t left() const {
+        std::size_t before = 0;
+        for (std::size_t at = 0; at < cursor_; at += grapheme(std::string_view(text_).substr(at))) before = at;
+        return before;
+    }
+
+    [[nodiscard]] std::size_t right() const {
+        return cursor_ == text_.size() ? cursor_ : cursor_ + grapheme(std::string_view(text_).substr(cursor_));
+    }
+
+    [[nodiscard]] std::size_t word_left() const {
+        std::size_t at = cursor_;
+        while (at > 0 && text_[at - 1] == ' ') --at;
+        while (at > 0 && text_[at - 1] != ' ') --at;
+        return at;
+    }
+
+    [[nodiscard]] std::size_t word_right() const {
+        const std::size_t word = std::min(text_.find_first_not_of(' ', cursor_), text_.size());
+        return std::min(text_.find(' ', word), text_.size());
+    }
+
+    // Shows a line of the history; behind the last one is what was being typed.
+    void recall(std::size_t which) {
+        if (which > history_.size()) return;  // also before the first
+        if (recalled_ == history_.size()) draft_ = text_;
+        recalled_ = which;
+        text_ = which == history_.size() ? draft_ : history_[which];
+        move_to(text_.size());
+    }
+
+    std::string text_;
+    std::size_t cursor_ = 0;  // a byte of text_, the first of a grapheme, or its end
+    std::deque<std::string> history_;
+    std::size_t recalled_ = 0;  // the line of history_ that is shown; its end: none
+    std::string draft_;         // what was typed before an older line was recalled
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 9. The canvas, and the display
+//
+// All that is to be seen is painted on a canvas anew, whatever its size; what would not fit is left out. The display
+// compares that with what the terminal shows, and sends what is different.
+
+struct Look {
+    const char *color, *without;  // for ESC [ m
+};
+
+constexpr Look looks[] = {
+    {"", ""},       {"90", "2"},      {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"},
+    {"97;44", "7"}, {"30;47", "1;7"}, {"7", "7"},    {"32", "1"}, {"35", "1"}, {"36", "1"},
+    {"94", "1"},    {"92", "1"},      {"95", "1"},   {"96", "1"}, {"34", "1"},
+};
+constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(Style::names);
+
+// The same name always has the same colour.
+Style style_of_name(std::string_view name) {
+    std::size_t sum = 0;
+    for (const char c : fold(name)) sum = sum * 31 + static_cast<unsigned char>(c);
+    return static_cast<Style>(static_cast<std::size_t>(Style::names) + sum % name_styles);
+}
+
+struct Cell {
+    std::string text = " ";  // a grapheme; empty: the second column of the one before
+    Style style = Style::plain;
+    bool operator==(const Cell&) const = default;
+};
+
+struct Canvas {
+    Canvas(int all_rows, int all_columns)
+        : rows(all_rows),
+          columns(all_columns),
+          cells(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+
+    Cell& at(int row, int column) {
+        return cells[static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
+                     static_cast<std::size_t>(column)];
+    }
+
+    // Writes text, but for what lies before the column `from` or from `to` on; gives the column behind it.
+    int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
+        to = std::min(to, columns);
+        for (std::size_t bytes = 0; !text.empty() && column < to; text.remove_prefix(bytes)) {
+            bytes = grapheme(text);
+            const int wide = grapheme_columns(text.substr(0, bytes));
+            if (row >= 0 && row < rows && column >= from && column + wide <= to) {
+                const bool bare = columns_of(decode_utf8(text).code) == 0;  // an accent with nothing to stand on
+                at(row, column) = {(bare ? " " : "") + std::string(text.substr(0, bytes)), style};
+                if (wide == 2) at(row, column + 1) = {"", style};
+            }
+            column += wide;
+        }
+        return column;
+    }
+
+    void fill(int row, std::string_view text, Style style, int to) {
+        for (int column = 0; column < std::min(to, columns); ++column) put(row, column, text, style, to);
+    }
+
+    int rows, columns;
+    std::vector<Cell> cells;
+    int cursor_row = 0, cursor_column = 0;
+};
+
+class Display {
+   public:
+    explicit Display(bool colors) : colors_(colors) {}
+
+    // The terminal may show anything: the next canvas is sent whole.
+    void forget() { shown_ = Canvas(0, 0); }
+
+    // Brings the terminal to show a canvas. `more` is sent with it: a bell, a title.
+    void show(Canvas canvas, const std::string& more) {
+        out_ = more;
+        row_ = -1;
+        if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
+            out_ += "\33[m\33[2J";
+            style_ = Style::plain;
+            shown_ = Canvas(canvas.rows, canvas.columns);
+        }
+        for (int row = 0; row < canvas.rows; ++row) show_row(canvas, row);
+        const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
+        if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
+        shown_ = std::move(canvas);
+        write_to_terminal(out_);
+    }
+
+   private:
+    // Terminals do not agree on how wide some graphemes are: then all that is behind them in the row is sent again.
+    void show_row(Canvas& canvas, int row) {
+        bool all = false;
+        for (int column = 0; column < canvas.columns; ++column) {
+            const Cell& cell = canvas.at(row, column);
+            const Cell& old = shown_.at(row, column);
+            if (!all && cell == old) continue;
+            all = all || is_doubtful(cell) || is_doubtful(old);
+            if (!cell.text.empty()) send(cell, row, column);
+        }
+    }
+
+    static bool is_doubtful(const Cell& cell) {
+        return cell.text.size() > 1 && decode_utf8(cell.text).bytes < cell.text.size();
+    }
+
+    void send(const Cell& cell, int row, int column) {
+        if (row != row_ || column != column_) move_to(row, column);
+        if (cell.style != style_) {
+            const Look& look = looks[static_cast<std::size_t>(cell.style)];
+            const std::string_view codes = colors_ ? look.color : look.without;
+            ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
+            out_ += 'm';
+            style_ = cell.style;
+        }
+        if (is_doubtful(cell)) {
+            out_ += "  ";  // the terminal may take it to be narrower
+            move_to(row, column);
+        }
+        out_ += cell.text;
+        column_ = is_doubtful(cell) ? -1 : column + grapheme_columns(cell.text);
+    }
+
+    void move_to(int row, int column) {
+        out_ += "\33[" + std::to_string(row + 1) + ';' + std::to_string(column + 1) + 'H';
+        row_ = row;
+        column_ = column;
+    }
+
+    bool colors_;
+    Canvas shown_{0, 0};          // what the terminal shows
+    std::string out_;             // what it is about to be sent
+    int row_ = -1, column_ = -1;  // where its cursor is, if that is known
+    Style style_ = Style::plain;  // and what it writes in
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 10. The scrollback
+//
+// What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
+// when older ones are forgotten.
+
+struct Piece {
+    std::string text;
+    Style style;
+};
+using Row = std::vector<Piece>;
+
+// Cuts text at words into rows of so many columns: the first one, and those after it.
+std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
+    std::vector<std::string_view> rows;
+    std::size_t start = 0, word = 0;  // where the row and the last word in it begin
+    int column = 0, word_column = 0, room = first;
+    for (std::size_t at = 0, bytes = 0; at < text.size(); at += bytes) {
+        bytes = grapheme(text.substr(at));
+        column += grapheme_columns(text.substr(at, bytes));
+        if (text[at] == ' ') {  // at the end of a row it may stand over
+            word = at + bytes;
+            word_column = column;
+        } else if (column > room && at > start) {
+            if (word <= start) word = at, word_column = column - grapheme_columns(text.substr(at, bytes));
+            rows.push_back(text.substr(start, word - start));
+            start = word;
+            column -= word_column;
+            room = others;
+        }
+    }
+    rows.push_back(text.substr(start));
+    return rows;
+}
+
+Row ruled(const std::string& text, int columns, Style style) {
+    std::string row = "── " + text + ' ';
+    for (int column = columns_of(row); column < columns; ++column) row += "─";
+    return {{row, style}};
+}
+
+class Scrollback {
+   public:
+    void add(Entry entry) {
+        bytes_ += entry.text.size();
+        entries_.push_back(std::move(entry));
+        while (entries_.size() > most_entries || bytes_ > most_bytes) {
+            bytes_ -= entries_.front().text.size();
+            entries_.pop_front();
+            ++first_;
+        }
+    }
+
+    [[nodiscard]] bool follows() const { return !bottom_; }
+    void follow() { bottom_.reset(); }
+
+    // The next line that is added will be the first one unread.
+    void mark() { mark_ = first_ + entries_.size(); }
+    void unmark() { mark_.reset(); }
+    [[nodiscard]] bool marked() const { return mark_.has_value(); }
+
+    // Gives the rows for a window of so many: the last ones, or those that were scrolled to.
+    [[nodiscard]] std::vector<Row> rows(int height, int columns) const {
+        std::vector<Row> all;  // the lowest one first
+        const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
+        for (std::size_t number = bottom.number + 1;
+             number-- > first_ && std::cmp_less(all.size(), height + bottom.hidden);) {
+            std::vector<Row> more = rows_of(number, columns);
+            all.insert(all.end(), std::make_move_iterator(more.rbegin()), std::make_move_iterator(more.rend()));
+        }
+        all.erase(all.begin(), all.begin() + std::min(bottom.hidden, static_cast<long>(all.size())));
+        if (std::cmp_greater(all.size(), height)) all.resize(static_cast<std::size_t>(height));
+        std::reverse(all.begin(), all.end());
+        return all;
+    }
+
+    // Moves the window up by so many rows, or down. It stays within what there is.
+    void scroll(long up, int height, int columns) {
+        if (entries_.empty()) return;
+        const auto size = [&](std::size_t number) { return static_cast<long>(rows_of(number, columns).size()); };
+        Bottom at = bottom_.value_or(Bottom{last(), 0});
+        at.number = std::max(at.number, first_);
+        at.hidden += up;
+        for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
+        while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
+        at.hidden = std::min(at.hidden, size(at.number) - 1);
+        bottom_ = at;
+        const long missing = height - static_cast<long>(rows(height, columns).size());
+        if (missing > 0 && up > 0) scroll(-missing, height, columns);
+        if (at.number == last() && at.hidden <= 0) follow();
+    }
+
+   private:
+    static constexpr std::size_t most_entries = 10000;
+    static constexpr std::size_t most_bytes = 8UL * 1024 * 1024;
+
+    struct Bottom {
+        std::size_t number;  // of the lowest line in the window
+        long hidden;         // how many of its rows are below the window
+    };
+
+    [[nodiscard]] std::size_t last() const { return first_ + entries_.size() - 1; }
+    [[nodiscard]] const Entry& at(std::size_t number) const { return entries_[number - first_]; }
+
+    // Gives a line as it is shown: with a rule above it where the day changes, or where somebody left off.
+    [[nodiscard]] std::vector<Row> rows_of(std::size_t number, int columns) const {
+        const Entry& entry = at(number);
+        const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
+        std::vector<Row> rows;
+        if (day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
+            rows.push_back(ruled(day(entry.time), columns, Style::faint));
+        }
+        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
+        const std::string stamp = columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
+        const int width = static_cast<int>(stamp.size());
+        const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
+        for (const std::string_view part :
+             wrap(entry.text, columns - width, columns - static_cast<int>(indent.size()))) {
+            const bool begins = part.data() == entry.text.data();
+            const std::size_t name = begins ? std::min(entry.name, part.size()) : 0;
+            rows.push_back({{begins ? stamp : indent, Style::faint},
+                            {std::string(part.substr(0, name)), style_of_name(part.substr(0, name))},
+                            {std::string(part.substr(name)), entry.style}});
+        }
+        return rows;
+    }
+
+    std::deque<Entry> entries_;
+    std::size_t bytes_ = 0;            // of their texts
+    std::size_t first_ = 0;            // the number of the oldest one that is kept
+    std::optional<Bottom> bottom_;     // none: the window shows the latest
+    std::optional<std::size_t> mark_;  // the first line unread
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 11. The full-screen form
+//
+// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which is typed, or a
+// question is answered. Each change paints everything anew. A click on something that can be clicked is the same as the
+// key that stands on it.
+
+enum class View { chat, rooms, info };
+
+constexpr std::string_view info_text =
+    R"(This is Chatroom: you talk with everybody who is in the same room of a server. What you type is sent with Enter.
+
+Keys
+  F1 or Ctrl-G           this page
+  F2 or Ctrl-R           the list of rooms, and how to make one
+  PgUp, PgDn, the wheel  what was said before
+  Up, Down               what you typed before
+  Tab                    completes a command, a name or a room; again: the next one
+  Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
+  Alt-B, Alt-F           a word back, a word forward
+  Ctrl-L                 draws the screen anew
+  Ctrl-Z, Ctrl-C         stops the client until fg; ends it
+  Shift and the mouse    marks text, as elsewhere
+
+In the list of rooms
+  arrows, Enter          choose a room, and go there; so does a double click
+  c  r  i  x             create a room; list them anew; this page; shut the server down with its exit code
+
+Commands
+  /help /who /rooms /time /quote       /help COMMAND explains one
+  /msg NAME TEXT   /reply TEXT         in private
+  /me TEXT   /echo TEXT   /ignore NAME
+  /create ROOM CODE   /join ROOM CODE   /leave
+  /password   /quit   /exit   /shutdown CODE
+Who owns a room: /kick NAME   /close
+The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
+
+Marks: -- is a notice, !! says that something was wrong, * what somebody does, a -> b: a message in private.)";
+
+class ScreenClient : public Client {
+   public:
+    ScreenClient(Target target, const Options& options, bool colors)
+        : Client(std::move(target), options), bell_when_(options.bell), display_(colors) {
+        attention = &attention_;
+        pace_ = 8ms;
+    }
+
+   private:
+    // A place that can be clicked: it stands for a key, or for a room in the list.
+    struct Spot {
+        int row, from, to;
+        Typed key;
+        std::optional<long> room = {};
+    };
+
+    // A question of ours, not the server's.
+    struct Prompt {
+        std::string label;
+        bool secret;
+        std::function<void(const Lock&, const std::string&)> then;
+    };
+
+    // ---- What comes (the reader)
+
+    void show(const Message& message, Entry entry) override {
+        const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
+        const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
+        entered_just_now_ = message.word == "ROOM" || beside;
+        if (message.word == "ROOM") view_ = View::chat;
+        if (message.word == "ERR") status_ = message.text;
+        if (answers_us || beside) return;
+        if (is_news(message)) announce(message, entry);
+        scrollback_.add(std::move(entry));
+    }
+
+    // Says whether somebody else says something now.
+    [[nodiscard]] bool is_news(const Message& message) const {
+        const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
+        return speech && !message.past && !same_name(message.fields[0], name_);
+    }
+
+    void announce(const Message& message, Entry& entry) {
+        const bool whisper = message.word == "MSG";
+        const bool mention = !whisper && has_word(message.text, name_);
+        if (mention) entry.style = Style::mention;
+        if (is_away()) {
+            if (!scrollback_.marked()) scrollback_.mark();
+            ++unread_;
+        }
+        const bool wanted =
+            bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
+        if (!wanted || Clock::now() - last_bell_ < 1s) return;
+        bell_ = true;
+        last_bell_ = Clock::now();
+    }
+
+    // Whether the name stands there as a word of its own.
+    static bool has_word(std::string_view text, std::string_view name) {
+        const std::string folded = fold(text), wanted = fold(name);
+        const auto is_part = [&](std::size_t i) {
+            return i < folded.size() && (is_letter(folded[i]) || is_digit(folded[i]));
+        };
+        for (std::size_t at = 0; !wanted.empty() && (at = folded.find(wanted, at)) != std::string::npos; ++at) {
+            if ((at == 0 || !is_part(at - 1)) && !is_part(at + wanted.size())) return true;
+        }
+        return false;
+    }
+
+    // The person does not see what comes.
+    [[nodiscard]] bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
+
+    void changed() override {
+        if (terminal_mode == whole_screen) draw();
+    }
+
+    // ---- What is typed (the writer)
+
+    void write() override {
+        set_terminal(whole_screen);
+        for (Lock lock(mutex_); !ended_;) {
+            draw();
+            const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            lock.unlock();
+            const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
+            lock.lock();
+            while (const std::optional<Typed> typed = keys_.next(timeout)) press(lock, *typed);
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < 60s) list_rooms(lock);
+        }
+    }
+
+    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over.
+    bool wait(int limit, const std::shared_ptr<Connection>& full) {
+        std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
+                                      {attention_.fd(), POLLIN, 0},
+                                      {over_.fd(), POLLIN, 0},
+                                      {full ? full->fd() : -1, POLLOUT, 0}}};
+        const int ready = poll(polled.data(), polled.size(), limit);
+        if (ready <= 0) return ready < 0;
+        if (polled[1].revents != 0) look_up();
+        if (polled[0].revents != 0 && !read_keys()) {
+            give_up(Lock(mutex_), "the terminal is gone");
+        }
+        return true;
+    }
+
+    // After a signal the terminal may have another size, or have been somebody else's for a while.
+    void look_up() {
+        attention_.clear();
+        const Lock lock(mutex_);
+        display_.forget();
+    }
+
+    bool read_keys() {
+        std::array<char, 4096> bytes{};
+        const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
+        if (count > 0) keys_.add({bytes.data(), static_cast<std::size_t>(count)});
+        return count > 0 || (count < 0 && errno == EINTR);
+    }
+
+    void press(const Lock& lock, const Typed& typed) {
+        last_key_ = Clock::now();
+        switch (typed.key) {
+            case Key::focus_in: focused_ = true; return;
+            case Key::focus_out: focused_ = false; return scrollback_.unmark();
+            case Key::redraw: return display_.forget();
+            case Key::click: return click(lock, typed);
+            case Key::rooms: return open(lock, View::rooms);
+            case Key::info: return open(lock, View::info);
+            default: break;
+        }
+        status_.clear();
+        if (typed.key != Key::tab) candidates_.clear();
+        if (is_asked()) return press_in_line(lock, typed, answer_);
+        switch (view_) {
+            case View::chat: return press_in_line(lock, typed, line_);
+            case View::rooms: return press_in_rooms(lock, typed);
+            case View::info: return press_in_info(typed);
+        }
+    }
+
+    void click(const Lock& lock, const Typed& typed) {
+        const auto hit = std::find_if(spots_.begin(), spots_.end(), [&](const Spot& spot) {
+            return spot.row == typed.row && spot.from <= typed.column && typed.column < spot.to;
+        });
+        if (hit == spots_.end()) return;
+        if (!hit->room) return press(lock, Typed(hit->key));
+        const bool twice = chosen_ == hit->room && Clock::now() - std::exchange(last_click_, Clock::now()) < 500ms;
+        chosen_ = *hit->room;
+        if (twice) join(lock);
+    }
+
+    void open(const Lock& lock, View view) {
+        view_ = view;
+        first_row_ = 0;
+        if (view == View::rooms) list_rooms(lock);
+    }
+
+    // ---- The chat, and the line
+
+    [[nodiscard]] bool is_asked() const { return question_ != Question::none || prompt_; }
+
+    void press_in_line(const Lock& lock, const Typed& typed, Editor& editor) {
+        switch (typed.key) {
+            case Key::text:
+                if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
+                return;
+            case Key::paste: return paste(lock, typed.text, editor);
+            case Key::enter: return enter(lock);
+            case Key::escape: prompt_.reset(); return;
+            case Key::tab: return complete();
+            case Key::page_up: return scrollback_.scroll(height_ - 1, height_, columns_);
+            case Key::page_down: return scrollback_.scroll(1 - height_, height_, columns_);
+            case Key::wheel_up: return scrollback_.scroll(3, height_, columns_);
+            case Key::wheel_down: return scrollback_.scroll(-3, height_, columns_);
+            default: break;
+        }
+        if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit(lock);
+        editor.press(typed.key);
+    }
+
+    void enter(const Lock& lock) {
+        if (question_ != Question::none) {
+            submit(lock, answer_.take());
+        } else if (prompt_) {
+            const Prompt prompt = *std::exchange(prompt_, std::nullopt);
+            prompt.then(lock, answer_.take());
+        } else {
+            say(lock, line_.text());
+        }
+    }
+
+    void say(const Lock& lock, const std::string& text) {
+        const std::string command(trim(text));
+        if (command.empty()) return;
+        if (same_name(command, "/quit") || same_name(command, "/exit")) return quit(lock);
+        if (same_name(command, "/rooms")) {
+            open(lock, View::rooms);
+        } else if (!submit(lock, text)) {
+            status_ = "There is no connection now: the line stays here.";
+            return;
+        }
+        line_.remember(line_.take());
+        scrollback_.unmark();
+        scrollback_.follow();
+    }
+
+    void quit(const Lock& lock) {
+        if (!submit(lock, "/quit")) give_up(lock, "");
+    }
+
+    // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
+    void paste(const Lock& /*held*/, std::string text, Editor& editor) {
+        std::replace(text.begin(), text.end(), '\r', '\n');
+        LineBuffer buffer(max_line);
+        buffer.add(text);
+        std::vector<std::string> lines;
+        for (std::optional<Line> line; (line = buffer.next()) || (line = buffer.last());) {
+            if (line->too_long) status_ = "A line of it is too long, and was left out.";
+            if (!line->text.empty()) lines.push_back(clean(line->text));
+        }
+        if (lines.size() > 1 && !is_asked()) {
+            const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
+            prompt_ = Prompt{question, false, [this, lines](const Lock& held, const std::string& answer) {
+                                 if (!answer.empty() && answer != "y") return;
+                                 for (const std::string& line : lines) submit(held, line);
+                             }};
+        } else if (!lines.empty() && !editor.insert(lines[0])) {
+            status_ = "That does not fit in a line.";
+        }
+    }
+
+    // Puts in the next of what the word before the cursor may become.
+    void complete() {
+        if (candidates_.empty()) {
+            const std::string before(line_.before_cursor());
+            completed_from_ = before.rfind(' ') + 1;
+            find_candidates(before);
+            candidate_ = 0;
+        }
+        if (candidates_.empty()) return;
+        line_.replace_from(completed_from_, candidates_[candidate_]);
+        candidate_ = (candidate_ + 1) % candidates_.size();
+    }
+
+    void find_candidates(const std::string& before) {
+        const std::string word = fold(before.substr(completed_from_));
+        const bool at_start = completed_from_ == 0;
+        const auto offer = [&](std::string_view text, const char* behind) {
+            const std::string candidate = std::string(text) + behind;
+            const bool known = std::find(candidates_.begin(), candidates_.end(), candidate) != candidates_.end();
+            if (!known && fold(text).starts_with(word)) candidates_.push_back(candidate);
+        };
+        if (at_start && word.starts_with('/')) {
+            for (std::string_view rest = info_text; rest.find('/') != std::string_view::npos;) {
+                rest.remove_prefix(rest.find('/'));
+                offer(rest.substr(0, rest.find_first_of(" \n")), " ");
+                rest.remove_prefix(1);
+            }
+        } else if (fold(before).starts_with("/join ")) {
+            for (const RoomListed& room : rooms_) offer(room.name, " ");
+        } else {
+            const char* behind = at_start ? ": " : " ";
+            for (const std::string& name : speakers_) {
+                if (members_.count(fold(name)) > 0 && name != name_) offer(name, behind);
+            }
+            for (const auto& [key, name] : members_) {
+                if (name != name_) offer(name, behind);
+            }
+        }
+    }
+
+    // ---- The list of rooms, and the page of help
+
+    void list_rooms(const Lock& lock) {
+        if (question_ == Question::none) submit(lock, "/rooms");
+    }
+
+    // Gives where the chosen room stands in the list, if it does.
+    [[nodiscard]] long chosen_index() const {
+        const auto found =
+            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
+        return found == rooms_.end() ? 0 : found - rooms_.begin();
+    }
+
+    void choose(long step) {
+        if (rooms_.empty()) return;
+        const long index = std::clamp(chosen_index() + step, 0L, static_cast<long>(rooms_.size()) - 1);
+        chosen_ = rooms_[static_cast<std::size_t>(index)].number;
+    }
+
+    void press_in_rooms(const Lock& lock, const Typed& typed) {
+        switch (typed.key) {
+            case Key::up: return choose(-1);
+            case Key::down: return choose(1);
+            case Key::wheel_up: return choose(-3);
+            case Key::wheel_down: return choose(3);
+            case Key::page_up: return choose(-height_);
+            case Key::page_down: return choose(height_);
+            case Key::home: return choose(-LONG_MAX / 2);
+            case Key::end: return choose(LONG_MAX / 2);
+            case Key::enter: return join(lock);
+            case Key::escape: view_ = View::chat; return;
+            case Key::text: break;
+            default: return;
+        }
+        switch (typed.text[0]) {
+            case 'c': return create();
+            case 'r': return list_rooms(lock);
+            case 'i': return open(lock, View::info);
+            case 'x': return shut_down();
+            default: return;
+        }
+    }
+
+    void join(const Lock& lock) {
+        if (rooms_.empty()) return;
+        const RoomListed& room = rooms_[static_cast<std::size_t>(chosen_index())];
+        const std::string command = "/join " + room.name;
+        if (same_name(room.name, room_)) {
+            view_ = View::chat;
+        } else if (room.code && !same_name(name_, "admin")) {
+            ask("The code of " + room.name + ": ", true,
+                [this, command](const Lock& held, const std::string& code) { submit(held, command + ' ' + code); });
+        } else {
+            submit(lock, command);
+        }
+    }
+
+    void create() {
+        ask("The new room's name: ", false, [this](const Lock&, const std::string& name) {
+            if (name.empty()) return;
+            ask("A code of five digits, or nothing: ", false, [this, name](const Lock& held, const std::string& code) {
+                submit(held, "/create " + name + ' ' + code);
+            });
+        });
+    }
+
+    void shut_down() {
+        ask("To shut the server down, its exit code: ", true, [this](const Lock& held, const std::string& code) {
+            if (!code.empty()) submit(held, "/shutdown " + code);
+        });
+    }
+
+    void ask(const std::string& label, bool secret, std::function<void(const Lock&, const std::string&)> then) {
+        answer_.take();
+        prompt_ = Prompt{label, secret, std::move(then)};
+    }
+
+    void press_in_info(const Typed& typed) {
+        switch (typed.key) {
+            case Key::up: --first_row_; break;
+            case Key::down: ++first_row_; break;
+            case Key::wheel_up: first_row_ -= 3; break;
+            case Key::wheel_down: first_row_ += 3; break;
+            case Key::page_up: first_row_ -= height_; break;
+            case Key::page_down: first_row_ += height_; break;
+            case Key::home: first_row_ = 0; break;
+            case Key::escape: view_ = View::chat; break;
+            default: break;
+        }
+        first_row_ = std::max(first_row_, 0);
+    }
+
+    // ---- Painting
+
+    void draw() {
+        winsize size{};
+        const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
+        Canvas canvas(known ? size.ws_row : 24, known ? size.ws_col : 80);
+        spots_.clear();
+        if (!is_away()) unread_ = 0;
+        const int top = canvas.rows >= 3 ? 1 : 0;
+        const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
+        switch (view_) {
+            case View::chat: draw_chat(canvas, top, bottom); break;
+            case View::rooms: draw_rooms(canvas, top, bottom); break;
+            case View::info: draw_info(canvas, top, bottom); break;
+        }
+        if (top > 0) draw_bar(canvas);
+        if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
+        draw_line(canvas);
+        display_.show(std::move(canvas), bell_and_title());
+    }
+
+    std::string bell_and_title() {
+        std::string text = std::exchange(bell_, false) ? "\a" : "";
+        const std::string title = (unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "") + room_ + " - Chatroom";
+        if (std::exchange(title_, title) != title) text += "\33]2;" + title + "\a";
+        return text;
+    }
+
+    // Paints something that can be clicked, and gives the column behind it.
+    int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
+        const int end = canvas.put(row, column, label, Style::button, canvas.columns);
+        spots_.push_back({row, column, end, key});
+        return end;
+    }
+
+    void draw_bar(Canvas& canvas) {
+        canvas.fill(0, " ", Style::bar, canvas.columns);
+        const std::string separator = "  ";
+        const std::string text = ' ' + room_ + separator + (code_ == "-" ? "NO CODE" : "code " + code_) + separator +
+                                 std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people") +
+                                 separator + (trouble_.empty() ? target_.name : trouble_);
+        canvas.put(0, 0, text, Style::bar, canvas.columns);
+        if (canvas.columns < wide) return;
+        const int column = button(canvas, 0, canvas.columns - 20, " F1 Info ", {Key::info});
+        button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
+    }
+
+    void draw_chat(Canvas& canvas, int top, int bottom) {
+        const int margin = canvas.columns >= wide ? 20 : 0;
+        height_ = std::max(bottom - top, 1);
+        columns_ = canvas.columns - margin;
+        const std::vector<Row> rows = scrollback_.rows(height_, columns_);
+        for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
+            int column = 0;
+            for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
+                column = canvas.put(top + i, column, piece.text, piece.style, columns_);
+            }
+        }
+        if (margin > 0) draw_members(canvas, top, bottom);
+    }
+
+    void draw_members(Canvas& canvas, int top, int bottom) {
+        auto member = members_.begin();
+        for (int row = top; row < bottom; ++row) {
+            int column = canvas.put(row, columns_, "│ ", Style::faint, canvas.columns);
+            const auto left = std::distance(member, members_.end());
+            if (left == 0) continue;
+            if (row == bottom - 1 && left > 1) {
+                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint, canvas.columns);
+                continue;
+            }
+            const std::string& name = (member++)->second;
+            column = canvas.put(row, column, name, style_of_name(name), canvas.columns);
+            const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
+            canvas.put(row, column, mark, Style::faint, canvas.columns);
+        }
+    }
+
+    void draw_rooms(Canvas& canvas, int top, int bottom) {
+        static const std::vector<std::pair<std::string, Typed>> buttons = {
+            {" Enter Join ", {Key::enter}},      {" c Create ", {Key::text, "c"}}, {" r Reload ", {Key::text, "r"}},
+            {" x Exit code ", {Key::text, "x"}}, {" i Info ", {Key::text, "i"}},   {" Esc Back ", {Key::escape}}};
+        int row = top, column = 0;
+        for (const auto& [label, key] : buttons) {
+            if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
+            column = button(canvas, row, column, label, key) + 1;
+        }
+        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint,
+                   canvas.columns);
+        draw_room_rows(canvas, row + 2, bottom);
+    }
+
+    static std::string room_row(const std::string& number, const std::string& name, const std::string& people,
+                                const std::string& code, const std::string& creator, const std::string& created) {
+        return padded(number, 6) + padded(name, 13) + padded(people, 8) + padded(code, 9) + padded(creator, 13) +
+               created;
+    }
+
+    void draw_room_rows(Canvas& canvas, int top, int bottom) {
+        height_ = std::max(bottom - top, 1);
+        const long chosen = chosen_index();
+        first_row_ = static_cast<int>(std::clamp<long>(first_row_, chosen - height_ + 1, chosen));
+        for (int row = top; row < bottom; ++row) {
+            const auto index = static_cast<std::size_t>(first_row_ + row - top);
+            if (index >= rooms_.size()) return;
+            const RoomListed& room = rooms_[index];
+            const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
+            canvas.fill(row, " ", style, canvas.columns);
+            canvas.put(
+                row, 0,
+                room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
+                         room.code ? "CODE" : "NO CODE", room.creator, local_time(room.created, "%Y-%m-%d %H:%M")),
+                style, canvas.columns);
+            spots_.push_back({row, 0, canvas.columns, {}, room.number});
+        }
+    }
+
+    void draw_info(Canvas& canvas, int top, int bottom) {
+        height_ = std::max(bottom - top, 1);
+        std::vector<std::string_view> rows;
+        for (std::string_view rest = info_text; !rest.empty();) {
+            const std::string_view line = rest.substr(0, rest.find('\n'));
+            rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+            for (const std::string_view part : wrap(line, canvas.columns, canvas.columns)) rows.push_back(part);
+        }
+        first_row_ = std::clamp(first_row_, 0, std::max(static_cast<int>(rows.size()) - height_, 0));
+        for (int row = top; row < bottom; ++row) {
+            const auto index = static_cast<std::size_t>(first_row_ + row - top);
+            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain, canvas.columns);
+        }
+    }
+
+    // Between the view and the line: what the person should know now.
+    void draw_rule(Canvas& canvas, int row) {
+        canvas.fill(row, "─", Style::faint, canvas.columns);
+        const bool older = view_ == View::chat && !scrollback_.follows();
+        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
+        const std::string text = !status_.empty() ? status_
+                                 : older          ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
+                                                  : news;
+        if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark, canvas.columns);
+    }
+
+    [[nodiscard]] std::string label() const {
+        switch (question_) {
+            case Question::name: return "Your name: ";
+            case Question::password: return "Password: ";
+            case Question::new_password: return "New password: ";
+            case Question::repeated_password: return "Once more: ";
+            case Question::none: break;
+        }
+        return prompt_ ? prompt_->label : "";
+    }
+
+    // The line that is typed. One that is wider than the screen is shown from half a screen's columns on, or two ...
+    void draw_line(Canvas& canvas) {
+        const int row = canvas.rows - 1;
+        canvas.cursor_row = row;
+        if (!is_asked() && view_ != View::chat) {
+            button(canvas, row, 0, " Esc Back ", {Key::escape});
+            return;
+        }
+        const Editor& editor = is_asked() ? answer_ : line_;
+        const bool secret =
+            question_ >= Question::password || (question_ == Question::none && prompt_ && prompt_->secret);
+        const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
+        const int room = canvas.columns - start;
+        const int cursor = columns_of(editor.before_cursor());
+        const int step = std::max(room / 2, 1);
+        const int hidden = cursor < room ? 0 : ((cursor - room) / step + 1) * step;
+        const std::string stars(static_cast<std::size_t>(columns_of(editor.text())), '*');
+        canvas.put(row, start - hidden, secret ? stars : editor.text(), Style::plain, canvas.columns, start);
+        canvas.cursor_column = std::min(start + cursor - hidden, canvas.columns - 1);
+    }
+
+    void say_goodbye() override {
+        std::cout << farewell_ << (farewell_.empty() ? "" : "\n") << std::flush;
+        Client::say_goodbye();
+    }
+
+    static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr int wide = 64;                              // columns from which on there is a margin
+
+    // Only the writer.
+    Keys keys_;
+
+    // Guarded by the mutex.
+    const std::string bell_when_;
+    Display display_;
+    View view_ = View::chat;
+    Scrollback scrollback_;
+    Editor line_, answer_;  // what is typed into the chat, and as the answer to a question
+    std::optional<Prompt> prompt_;
+    std::string status_;             // shown until the next key
+    std::string title_;              // of the window, as sent
+    bool focused_ = true;            // the terminal's window, if it tells
+    bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
+    bool bell_ = false;              // is to be rung
+    Clock::time_point last_bell_, last_click_, last_key_;
+    int unread_ = 0;
+    int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
+    int first_row_ = 0;                    // that is shown of the rooms or the help
+    long chosen_ = 0;                      // the number of a room
+    std::vector<Spot> spots_;              // as drawn last
+    std::vector<std::string> candidates_;  // for what is being completed
+    std::size_t candidate_ = 0, completed_from_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 12. Starting
 
 constexpr const char* usage = R"( [OPTION]... [HOST [PORT] | HOST:PORT]
   --name NAME     log in under this name
@@ -1070,17 +2305,34 @@ Target find_target(const Options& options, Keyboard& keyboard) {
     return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
 }
 
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? "" : value;
+}
+
+bool fits_screen(const Options& options) {
+    const std::string terminal = environment("TERM");
+    return !options.plain && on_terminal() && !terminal.empty() && terminal != "dumb";
+}
+
+bool wants_colors(const Options& options) {
+    return options.color == "always" || (options.color == "auto" && environment("NO_COLOR").empty());
+}
+
 int run(const Options& options) {
     handle_signals();
     if (options.list) return list_servers();
     Keyboard keyboard;
-    return PlainClient(find_target(options, keyboard), options, keyboard).run();
+    Target target = find_target(options, keyboard);
+    if (!fits_screen(options)) return PlainClient(std::move(target), options, keyboard).run();
+    return ScreenClient(std::move(target), options, wants_colors(options)).run();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
     std::setlocale(LC_CTYPE, "");
+    if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {
         return run(read_options(argc, argv));
     } catch (const UsageError& error) {
