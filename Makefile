@@ -16,13 +16,15 @@ CLIENT := $(OUT)client
 TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
 HELPER := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/harness.cpp))
 
-# CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources cannot do without.
+# CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources need.
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 ifdef SANITIZE
 # (g++ takes more for uninitialized then than is: hence the last of these.)
 CHECKED  := -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fsanitize-undefined-trap-on-error -Wno-uninitialized
 endif
 FLAGS    := -O2 -g $(WARNINGS) $(CXXFLAGS) $(CHECKED) -std=c++20 -pthread
+# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library.
+CRYPT    := $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
 COMPILE  := $(CXX) $(FLAGS) -I. $(CPPFLAGS)
 LINK     := $(CXX) $(FLAGS) $(LDFLAGS)
 
@@ -40,7 +42,7 @@ all: $(SERVER) $(CLIENT)  ## build ./server and ./client (this is what plain `ma
 
 $(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
 	@echo "  link     $@"
-	$(Q)$(LINK) $^ -o $@
+	$(Q)$(LINK) $^ $(if $(findstring server,$@),$(CRYPT)) -o $@
 
 $(B)/%.o: %.cpp $(B)/flags
 	@echo "  compile  $<"

@@ -22,6 +22,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <deque>
+#include <filesystem>
 #include <functional>
 #include <iomanip>
 #include <iostream>
@@ -38,6 +39,8 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
+
+std::string program;  // the name that it was started by, for messages
 
 struct UsageError : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -377,10 +380,8 @@ Address choose_server(Keyboard& keyboard) {
         std::cout << (all.empty() ? "None has answered.\n" : "");
     }
     if (all.empty()) {
-        const std::string host = keyboard.ask("Host", "127.0.0.1");
-        return host.find(':') != std::string::npos
-                   ? read_address(host)
-                   : read_address(host, keyboard.ask("Port", std::string(default_port)));
+        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
+        return read_address(address.host, keyboard.ask("Port", address.port));
     }
     print(all);
     while (true) {
@@ -800,7 +801,7 @@ class Client {
             }
         } while (come_back());
         const Lock lock(mutex_);
-        if (!dismissed_ && why_.empty() && !ended_) why_ = "client: the connection was lost";
+        if (!dismissed_ && !ended_ && anybody_looks()) why_ = "client: the connection was lost";
         give_up(lock, "");
     }
 
@@ -1015,13 +1016,14 @@ class PlainClient : public Client {
         : Client(std::move(target), options), keyboard_(keyboard) {}
 
    private:
-    void show(const Message& /*message*/, Entry entry) override {
+    void show(const Message& message, Entry entry) override {
+        if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
     void changed() override {
         std::cout << std::flush;
-        if (question_ >= Question::password) set_terminal(typing_hidden);
+        set_terminal(question_ >= Question::password ? typing_hidden : as_found);
     }
 
     [[nodiscard]] bool anybody_looks() const override { return static_cast<bool>(std::cout); }
@@ -1040,7 +1042,6 @@ class PlainClient : public Client {
 
     void take(const Lock& lock, const Line& line) {
         if (terminal_mode == typing_hidden) std::cout << std::endl;
-        set_terminal(as_found);
         if (line.too_long) {
             std::cerr << "client: that line has more than " << max_line << " bytes and was not sent\n";
         } else if (!submit(lock, line.text)) {
@@ -2236,7 +2237,7 @@ class ScreenClient : public Client {
 // ---------------------------------------------------------------------------------------------------------
 // 12. Starting
 
-constexpr const char* usage = R"( [OPTION]... [HOST [PORT] | HOST:PORT]
+constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
   --name NAME     log in under this name
   --via COMMAND   reach the server through a program's standard input and output: 'ssh -W localhost:12345 HOST'
   --list          list the servers on the local network
@@ -2245,7 +2246,7 @@ constexpr const char* usage = R"( [OPTION]... [HOST [PORT] | HOST:PORT]
   --bell WHEN     off; private: on a private message; mention: on one's own name too; all: whatever is said
   --help          show this
   --version       show the version
-Without HOST it looks for servers on the local network, and asks.
+HOST may be HOST:PORT or [IPV6]:PORT. Without it, it looks for servers on the local network, and asks.
 )";
 
 std::string one_of(const std::string& name, const std::string& given, const std::vector<std::string>& known) {
@@ -2276,7 +2277,7 @@ Options read_options(int argc, char** argv) {
             case plain: options.plain = true; break;
             case color: options.color = one_of("--color", optarg, {"auto", "always", "never"}); break;
             case bell: options.bell = one_of("--bell", optarg, {"off", "private", "mention", "all"}); break;
-            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
+            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
@@ -2331,16 +2332,17 @@ int run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    program = std::filesystem::path(argv[0]).filename();
     std::setlocale(LC_CTYPE, "");
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {
         return run(read_options(argc, argv));
     } catch (const UsageError& error) {
-        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
                   << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << argv[0] << ": " << error.what() << '\n';
+        std::cerr << program << ": " << error.what() << '\n';
         return 1;
     }
 }

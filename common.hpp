@@ -171,6 +171,13 @@ inline Character decode_utf8(std::string_view text) {
     return {code, length, true};
 }
 
+// Gives the number of characters in text.
+inline std::size_t count_characters(std::string_view text) {
+    std::size_t count = 0;
+    for (; !text.empty(); text.remove_prefix(decode_utf8(text).bytes)) ++count;
+    return count;
+}
+
 // Says whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
 // C1), line and paragraph separators, bidirectional controls and invisible format characters. The joiners U+200C
 // and U+200D and the variation selectors, which scripts and emoji need, are not among them.
@@ -229,14 +236,15 @@ inline std::size_t screen_width() {
 
 // Gives lines cut into rows for a screen of so many columns, where a line's second and later rows are indented: so
 // what is far behind in somebody's long line cannot pass for another line (promise 3). Without columns nothing is cut.
-// Characters are as wide as the locale has them: wcwidth(3).
+// Characters are as wide as the locale has them, and two columns where it does not know them: wcwidth(3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
     constexpr std::string_view indent = "        ";
-    if (columns < 2 * indent.size()) return std::string(lines);
+    if (columns < indent.size() + 2) return std::string(lines);
     std::string text;
     for (std::size_t column = 0; !lines.empty();) {
         const Character next = decode_utf8(lines);
-        const auto width = static_cast<std::size_t>(std::max(wcwidth(static_cast<wchar_t>(next.code)), 0));
+        const int known = next.code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(next.code));
+        const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);
         if (column + width > columns) {
             (text += '\n') += indent;
             column = indent.size();

@@ -4,13 +4,16 @@
 //
 //   serve()           section 8   a client's own thread waits in recv() and cuts what comes into lines
 //   act_on()          section 7   a line is a command, or something to say
-//   say()             section 4   stamps it with the speaker's name, appends it to the queues of all in the room
+//   say_in()          section 4   stamps it with the speaker's name, appends it to the queues of all in the room
 //   Postman::run()    section 3   sends everything that waits for a client in one call
 //
 // One mutex, chat.mutex, guards the list of clients and the rooms. What is done under it touches memory only;
 // functions that need it held take a `const Lock&` as the proof. The promises that comments cite by number
 // are those of docs/design.md.
 
+#if __has_include(<crypt.h>)
+#include <crypt.h>
+#endif
 #include <getopt.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -23,7 +26,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
-#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <fstream>
@@ -34,7 +36,6 @@
 #include <mutex>
 #include <numeric>
 #include <set>
-#include <sstream>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -54,14 +55,16 @@ using Lock = std::unique_lock<std::mutex>;
 
 struct Options {
     std::string port = std::string(default_port);
-    std::string bind_address;  // empty: every interface
-    std::string bans_file = "bans.txt";
+    std::string bind_address;        // empty: every interface
     std::vector<std::string> rooms;  // made at start, to stay
     long idle = 240;                 // seconds until who says nothing is disconnected, warned at half; 0 is never
     long rate = 10;                  // lines a second from one client, after the burst; 0 is no limit
     long max_clients = 10000;        // connections, those that have not logged in included
     long max_per_ip = 64;            // of them from one address; 0 is no limit
+    std::string admin_password_file;
     std::string admin_password;
+    std::string title;      // what the server is called where clients look for one; empty: the host's name
+    bool discovery = true;  // clients may look for it
     std::string exit_code;  // five digits, made at start: who knows it may shut the server down
 };
 
@@ -75,19 +78,27 @@ constexpr auto max_stall = 10s;                     // without any byte taken by
 constexpr std::size_t pause_backlog = 64UL * 1024;  // from here on a client's lines are not read
 constexpr std::size_t max_wrong_tries = 20;         // of a secret, from one address in try_window
 constexpr auto try_window = 60s;
-constexpr auto log_pause = 1s;          // between two lines of the same cause, of those that are turned away
-constexpr int max_wrong_passwords = 3;  // on one connection
-constexpr auto farewell_limit = 2s;     // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 500ms;  // for all of them, when the server shuts down
+constexpr auto log_pause = 1s;             // between two lines of the same cause, of those that are turned away
+constexpr std::size_t max_title = 128;     // bytes
+constexpr std::size_t min_password = 8;    // characters
+constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
+constexpr int max_wrong_passwords = 3;     // on one connection
+constexpr auto farewell_limit = 2s;        // for a client to take its last lines, and as long to close its side
+constexpr auto shutdown_limit = 500ms;     // for all of them, when the server shuts down
 
-Wakeup* stop_request = nullptr;  // set once, it ends the server: main(), clock and console poll it
+// Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
+bool open_standard_descriptors() {
+    int opened = 0;
+    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDWR);
+    return opened >= 0 && close(opened) == 0;
+}
 
-// Any thread, and signal handlers. Never blocks.
-void request_stop() { stop_request->set(); }
+const bool standard_descriptors_are_open = open_standard_descriptors();  // before anything else is opened
+Wakeup stop_request;  // once set, it ends the server: main(), the clock and others poll it
 
 // Waits until the stop is requested or the time is over; says which.
 bool stop_within(std::chrono::milliseconds time) {
-    pollfd stop{stop_request->fd(), POLLIN, 0};
+    pollfd stop{stop_request.fd(), POLLIN, 0};
     return poll(&stop, 1, static_cast<int>(time.count())) > 0;
 }
 
@@ -191,34 +202,36 @@ struct Client {
     // Never changed while others know the client.
     Fd socket;  // none: the operator
     std::string address;
-    Clock::time_point since = Clock::now();
 
     // Only its own thread.
     LineBuffer inbox{max_line};
     Clock::time_point turn = Clock::now();  // when the lines that came so far are paid for: see wait_turn()
 
     // Guarded by chat.mutex.
-    std::string name;                 // empty until the login is complete
-    std::string key;                  // the name, folded
-    bool admin = false;               // the admin, or the operator
-    Room* room = nullptr;             // null until the login is complete
-    std::set<std::string> ignored;    // keys of those whose lines it does not want
-    std::string correspondent;        // who sent it the last private message
-    std::string outbox;               // lines that the postman has not picked up
-    std::size_t backlog = 0;          // bytes that wait: in outbox, and unsent in sending
-    bool with_postman = false;        // it has the client in hand: the socket must stay open
-    bool ending = false;              // no line counts from now on, none is queued, and its thread says goodbye
-    bool abandoned = false;           // what waits for it will not be sent
-    std::string why = "left.";        // of its leaving, for the room
-    Clock::time_point heard = since;  // when its last line came
-    bool warned = false;              // of its idleness
-    std::condition_variable changed;  // its thread waits here; ending, backlog and with_postman notify
+    Clock::time_point since = Clock::now();  // when it connected; later by the time that hashing took
+    bool hashing = false;                    // a password of its, which the login's deadline does not count
+    std::string name;                        // empty until the login is complete
+    std::string key;                         // the name, folded
+    bool admin = false;                      // the admin, or the operator
+    Room* room = nullptr;                    // null until the login is complete
+    std::set<std::string> ignored;           // keys of those whose lines it does not want
+    std::string correspondent;               // who sent it the last private message
+    std::string outbox;                      // lines that the postman has not picked up
+    std::size_t backlog = 0;                 // bytes that wait: in outbox, and unsent in sending
+    bool with_postman = false;               // it has the client in hand: the socket must stay open
+    bool ending = false;                     // no line counts from now on, none is queued, and its thread says goodbye
+    bool abandoned = false;                  // what waits for it will not be sent
+    std::string why = "left.";               // of its leaving, for the room
+    Clock::time_point heard = since;         // when its last line came
+    bool warned = false;                     // of its idleness
+    std::condition_variable changed;         // its thread waits here; ending, backlog and with_postman notify
 
     // Only the postman, while with_postman.
-    std::string sending;              // picked up from outbox
-    std::size_t sent = 0;             // bytes of it that the socket took
-    bool blocked = false;             // the socket is full
-    Clock::time_point blocked_since;  // and has been from then on
+    std::string sending;         // picked up from outbox
+    std::size_t sent = 0;        // bytes of it that the socket took
+    bool blocked = false;        // the socket is full
+    bool broken = false;         // the connection is gone
+    Clock::time_point progress;  // when it last took something, or sending began to wait
 };
 
 struct Said {
@@ -298,19 +311,19 @@ class Postman {
         called_.clear();
         std::erase_if(in_hand_, [&](Client* client) {
             refill(lock, *client);
-            if (!client->sending.empty()) return false;
-            client->with_postman = false;
+            client->with_postman = !client->sending.empty();
             client->changed.notify_all();
-            return true;
+            return !client->with_postman;
         });
         asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->blocked; });
         return !stopping_;
     }
 
     static void refill(const Lock& lock, Client& client) {
-        if (client.blocked && Clock::now() - client.blocked_since > max_stall) {
+        if (client.blocked && Clock::now() - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
+        if (client.broken) drop(lock, client, "lost the connection.");
         if (client.abandoned) {
             client.outbox.clear();
             client.sent = client.sending.size();
@@ -321,6 +334,7 @@ class Postman {
             client.sending.clear();
             if (client.sending.capacity() > 4096) client.sending = {};  // it would be kept for good
             client.sending.swap(client.outbox);
+            client.progress = Clock::now();
         }
         client.backlog = client.outbox.size() + client.sending.size() - client.sent;
     }
@@ -341,7 +355,9 @@ class Postman {
         const int a_second = 1000;  // to notice when one has stalled for too long
         poll(polled.data(), polled.size(), !idle ? 0 : full.empty() ? forever : a_second);
         wakeup_.clear();
-        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0;
+        const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
+        if (retry) retry_ = Clock::now() + 1s;
+        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0 && !retry;
     }
 
     static void send_some(Client& client) {
@@ -349,18 +365,19 @@ class Postman {
         const ssize_t taken = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
         if (taken >= 0) {
             client.sent += static_cast<std::size_t>(taken);
+            client.progress = Clock::now();
         } else if (errno == EAGAIN) {
             client.blocked = true;
-            client.blocked_since = Clock::now();
         } else if (errno != EINTR) {
-            client.sent = client.sending.size();  // the connection is gone, which its thread finds out as well
+            client.broken = true;
         }
     }
 
     std::vector<Client*> called_;  // guarded by chat.mutex, as are asleep_ and stopping_
     bool asleep_ = false;          // nothing can be sent: call() has to wake it
     bool stopping_ = false;
-    std::vector<Client*> in_hand_;  // only the postman
+    std::vector<Client*> in_hand_;  // only the postman, as is retry_
+    Clock::time_point retry_;       // when full sockets are tried again
     Wakeup wakeup_;
 };
 
@@ -525,10 +542,18 @@ bool same_secret(std::string_view given, std::string_view secret) {
 
 class Tries {
    public:
-    static constexpr std::string_view wait = "Too many wrong tries from your address: wait a minute, then try again.";
+    // Lets a secret be tried from an address, and gives what is to be said of it: nothing if it was right. Each try is
+    // counted before it is looked at, so that those made at the same moment all count; past the limit none is looked
+    // at, right or wrong. Any thread. Blocks only as far as is_right does.
+    template <typename IsRight>
+    std::string_view judge(const std::string& address, IsRight is_right) {
+        if (!take(address)) return "Too many wrong tries from your address: wait a minute, then try again.";
+        if (!is_right()) return "That is wrong.";
+        give_back(address);
+        return "";
+    }
 
-    // Counts a try before the secret is looked at, so that tries at the same moment all count. False: too many
-    // lately, and the try must not be looked at. Any thread. Never blocks.
+   private:
     bool take(const std::string& address) {
         const Lock lock(mutex_);
         std::erase_if(taken_, [](const auto& entry) { return Clock::now() - entry.second.back() > try_window; });
@@ -539,7 +564,6 @@ class Tries {
         return true;
     }
 
-    // The try was right, so it does not count.
     void give_back(const std::string& address) {
         const Lock lock(mutex_);
         const auto entry = taken_.find(address);
@@ -548,92 +572,141 @@ class Tries {
         if (entry->second.empty()) taken_.erase(entry);
     }
 
-   private:
     std::mutex mutex_;
     std::map<std::string, std::deque<Clock::time_point>> taken_;  // by address; no entry is empty
 };
 
 Tries tries;
 
+std::string hash_method;  // for new passwords, as crypt(5) has it; set at start by choose_hash_method()
+
+// Hashes a password with crypt(3); `setting` is a method with a salt, or a hash that was made before. Takes tens of
+// milliseconds. One thread at a time, see hash_in_turn(): crypt() has one buffer. Throws if the system lacks the
+// method.
+std::string hash_password(const std::string& password, const std::string& setting) {
+    const char* hash = crypt(password.c_str(), setting.c_str());
+    if (hash == nullptr || std::string_view(hash).substr(0, 3) != setting.substr(0, 3)) {
+        throw std::runtime_error("crypt: this system cannot hash with " + setting.substr(0, 3));
+    }
+    return hash;
+}
+
+std::string new_salt() { return random_text("./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", 16); }
+
+// Takes yescrypt, else SHA-512 with many rounds. Throws if crypt(3) knows neither.
+void choose_hash_method() {
+    try {
+        hash_method = "$y$j9T$";
+        hash_password("", hash_method + new_salt());
+    } catch (const std::runtime_error&) {
+        hash_method = "$6$rounds=200000$";
+        hash_password("", hash_method + new_salt());
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------
-// 6. Bans
+// 6. Files: bans and accounts
 //
-// bans.txt is the list, and no copy is kept: each login reads it, so that an edit by hand counts from the next one
-// on. These functions block on the disk, and are called with no lock held but the one of those who change the file.
+// Each is a file of lines that people may edit by hand while the server runs. So no copy is kept: each login reads the
+// file. All of this blocks on the disk, and is called without chat.mutex.
 
-std::mutex bans_mutex;
-
-// Gives the file's text, nothing if there is no file yet. Throws what else is wrong with it.
-std::string read_bans() {
-    const Fd file(open(options.bans_file.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!file && errno == ENOENT) return "";
-    if (!file) throw_errno("open " + options.bans_file);
-    std::string text;
-    std::array<char, 4096> bytes{};
-    ssize_t count = 0;
-    while ((count = read(file.get(), bytes.data(), bytes.size())) > 0) {
-        text.append(bytes.data(), static_cast<std::size_t>(count));
-    }
-    if (count < 0) throw_errno("read " + options.bans_file);
-    return text;
-}
-
-// Puts a text in the place of a file, so that a crash at any moment leaves the old one or the new one (promise 5):
-// it is written beside it, synced, and renamed. Throws if it cannot be done; then the old file stands.
-void replace_file(const std::string& path, std::string_view text) {
-    const std::filesystem::path target = std::filesystem::weakly_canonical(path);  // behind a link: see rename(2)
-    const std::string beside = target.string() + ".new";
-    {
-        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-        if (!file) throw_errno("open " + beside);
-        while (!text.empty()) {
-            const ssize_t written = write(file.get(), text.data(), text.size());
-            if (written < 0) throw_errno("write " + beside);
-            text.remove_prefix(static_cast<std::size_t>(written));
-        }
-        if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
-    }
-    if (rename(beside.c_str(), target.c_str()) != 0) throw_errno("rename " + beside);
-    const Fd folder(open(target.parent_path().c_str(), O_RDONLY | O_CLOEXEC));
-    if (!folder || fsync(folder.get()) != 0) throw_errno("fsync " + target.parent_path().string());
-}
-
-// Gives what one line of the file bans, folded: empty for a comment.
-std::string banned_by(std::string_view line) {
+// Gives the name or address that a line of the ban list is about, folded; empty for a comment.
+std::string ban_in(std::string_view line) {
     const std::string who(trim(line.substr(0, line.find('#'))));
     const std::string address = normal_address(who);
     return address.empty() ? fold(who) : address;
 }
 
-std::vector<std::string> lines_of(const std::string& text) {
-    std::vector<std::string> lines;
-    std::istringstream stream(text);
-    for (std::string line; std::getline(stream, line);) lines.push_back(line);
-    return lines;
+// Gives the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if the line is broken.
+std::string account_in(std::string_view line) {
+    const std::string_view name = line.substr(0, line.find(':'));
+    return valid_name(name) && line.substr(name.size()).starts_with(":$") ? fold(name) : "";
 }
 
-bool lists(const std::vector<std::string>& lines, std::string_view who) {
-    return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return banned_by(line) == banned_by(who); });
-}
+class LineFile {
+   public:
+    // subject_in gives whom a line is about. mode: who may read the file.
+    LineFile(std::string name, mode_t mode, std::string (*subject_in)(std::string_view))
+        : path(std::move(name)), mode_(mode), subject_in_(subject_in) {}
 
-// who: a name or an address. Throws if the file cannot be read.
-bool is_banned(std::string_view who) { return lists(lines_of(read_bans()), who); }
-
-// Puts a name or an address on the list, or takes it off; says whether that changed anything. On return it is on
-// the disk. `who` has been checked, so it cannot hold a line's end or a comment. Throws if the file cannot be changed.
-bool change_ban(const std::string& who, bool ban, std::string_view by) {
-    const Lock lock(bans_mutex);
-    std::vector<std::string> lines = lines_of(read_bans());
-    if (ban == lists(lines, who)) return false;
-    if (ban) {
-        lines.push_back(concat(who, "  # by ", by, " at ", utc_time(std::time(nullptr))));
-    } else {
-        std::erase_if(lines, [&](const auto& line) { return banned_by(line) == banned_by(who); });
+    // Gives its lines; none if there is no file yet. Throws if it cannot be read.
+    [[nodiscard]] std::vector<std::string> read() const {
+        errno = 0;
+        std::ifstream file(path);
+        if (!file && errno == ENOENT) return {};
+        std::vector<std::string> lines;
+        for (std::string line; std::getline(file, line);) lines.push_back(line);
+        if (!file.eof()) throw_errno("read " + path);
+        return lines;
     }
-    std::string text;
-    for (const std::string& line : lines) (text += line) += '\n';
-    replace_file(options.bans_file, text);
-    return true;
+
+    // Gives the line about somebody (as subject_in has it), if there is one. Throws as read().
+    [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
+        for (const std::string& line : read()) {
+            if (subject_in_(line) == who) return line;
+        }
+        return std::nullopt;
+    }
+
+    // Puts a line in the place of those about somebody, or takes them off if it is empty; but only if there is one now,
+    // or is none, as `expected` says: else it gives false. On return the change is on the disk. Throws if it cannot be
+    // made; then the old file stands. The lock is held while the disk works, but only those who change this file wait.
+    bool change(std::string_view who, bool expected, const std::string& line) {
+        const Lock lock(changing_);
+        std::vector<std::string> lines = read();
+        const auto about = [&](const std::string& other) { return subject_in_(other) == who; };
+        if (expected != (std::erase_if(lines, about) > 0)) return false;
+        if (!line.empty()) lines.push_back(line);
+        std::string text;
+        for (const std::string& each : lines) (text += each) += '\n';
+        replace(text);
+        return true;
+    }
+
+    std::string path;  // set before there are threads
+
+   private:
+    // Writes a new file, syncs it, and renames it: a crash at any moment leaves the old one or the new (promise 5).
+    void replace(std::string_view text) const {
+        const std::filesystem::path target =
+            std::filesystem::weakly_canonical(std::filesystem::absolute(path));  // where links lead
+        const std::string beside = target.string() + ".new";
+        {
+            const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode_));
+            if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
+            while (!text.empty()) {
+                const ssize_t written = write(file.get(), text.data(), text.size());
+                if (written < 0) throw_errno("write " + beside);
+                text.remove_prefix(static_cast<std::size_t>(written));
+            }
+            if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
+        }
+        if (rename(beside.c_str(), target.c_str()) != 0) throw_errno("rename " + beside);
+        const Fd folder(open(target.parent_path().c_str(), O_RDONLY | O_CLOEXEC));
+        if (!folder || fsync(folder.get()) != 0) throw_errno("fsync " + target.parent_path().string());
+    }
+
+    mode_t mode_;
+    std::string (*subject_in_)(std::string_view);
+    std::mutex changing_;
+};
+
+LineFile bans_file("bans.txt", 0644, ban_in);
+LineFile users_file("", 0600, account_in);  // no path: no accounts
+
+bool keeps_accounts() { return !users_file.path.empty(); }
+
+// Tells of the lines that are none, which stay as they are. Throws if a file cannot be read.
+void check_files() {
+    static_cast<void>(bans_file.read());
+    if (!keeps_accounts()) return;
+    choose_hash_method();
+    std::size_t number = 0;
+    for (const std::string& line : users_file.read()) {
+        ++number;
+        if (!account_in(line).empty() || trim(line).empty() || line.starts_with('#')) continue;
+        log_event(users_file.path, ", line ", std::to_string(number), ": no account, not \"NAME:HASH\"; it is kept.");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -701,18 +774,17 @@ void quote(Lock& lock, Client& user, Words /*rest*/) {
 
 void echo(Lock& lock, Client& user, Words rest) { post(lock, user, concat("ECHO ", rest)); }
 
-// What is said without a command. The operator speaks to everybody.
-void say(Lock& lock, Client& user, Words text) {
+// The operator speaks to everybody.
+void speak(const Lock& lock, Client& user, Words word, Words text) {
     for (Room& room : chat.rooms) {
-        if (&room == user.room || is_operator(user)) say_in(lock, room, user, "SAY", text);
+        if (&room == user.room || is_operator(user)) say_in(lock, room, user, word, text);
     }
-    server_log.add(is_operator(user) ? "-" : user.room->name, concat(user.name, ": ", text));
+    const Words where = is_operator(user) ? "-" : Words(user.room->name);
+    server_log.add(where, word == "ME" ? concat("* ", user.name, " ", text) : concat(user.name, ": ", text));
 }
 
-void me(Lock& lock, Client& user, Words rest) {
-    say_in(lock, *user.room, user, "ME", rest);
-    server_log.add(user.room->name, concat("* ", user.name, " ", rest));
-}
+void say(Lock& lock, Client& user, Words text) { speak(lock, user, "SAY", text); }
+void me(Lock& lock, Client& user, Words rest) { speak(lock, user, "ME", rest); }
 
 void private_message(const Lock& lock, Client& from, Client& to, Words text) {
     if (to.ignored.contains(from.key)) {
@@ -793,9 +865,8 @@ void join(Lock& lock, Client& user, Words rest) {
     if (room == user.room) return error(lock, user, "You are in that room.");
     if (!room->code.empty() && !user.admin) {
         if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");
-        if (!tries.take(user.address)) return error(lock, user, Tries::wait);
-        if (!same_secret(code, room->code)) return error(lock, user, "That is not the room's code.");
-        tries.give_back(user.address);
+        const auto problem = tries.judge(user.address, [&] { return same_secret(code, room->code); });
+        if (!problem.empty()) return error(lock, user, problem);
     }
     move(lock, user, *room, "left for another room.");
 }
@@ -854,15 +925,14 @@ void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
 
 void shut_down(Lock& /*lock*/, Client& user) {
     log_event("shutdown by ", user.name, ".");
-    request_stop();
+    stop_request.set();
 }
 
 void shut_down_by_code(Lock& lock, Client& user, Words code) {
     if (code.empty() && user.admin) return shut_down(lock, user);
     if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
-    if (!tries.take(user.address)) return error(lock, user, Tries::wait);
-    if (!same_secret(code, options.exit_code)) return error(lock, user, "That is not the exit code.");
-    tries.give_back(user.address);
+    const auto problem = tries.judge(user.address, [&] { return same_secret(code, options.exit_code); });
+    if (!problem.empty()) return error(lock, user, problem);
     shut_down(lock, user);
 }
 
@@ -915,10 +985,10 @@ std::string ban_target(const Lock& lock, Client& user, Words text) {
     return good ? std::string(text) : "";
 }
 
-// Changes the ban list with the mutex released, for that waits for the disk. Says whether it was a change.
-bool change_ban_unlocked(Lock& lock, const std::string& target, bool ban, const std::string& by) {
+// Changes a file with the mutex released, for that waits for the disk: see LineFile::change().
+bool change_unlocked(Lock& lock, LineFile& file, Words who, bool expected, const std::string& line) {
     lock.unlock();
-    const bool changed = change_ban(target, ban, by);
+    const bool changed = file.change(fold(who), expected, line);
     lock.lock();
     return changed;
 }
@@ -926,7 +996,8 @@ bool change_ban_unlocked(Lock& lock, const std::string& target, bool ban, const 
 void ban(Lock& lock, Client& user, Words rest) {
     const std::string target = ban_target(lock, user, rest);
     if (target.empty()) return;
-    if (!change_ban_unlocked(lock, target, true, user.name)) return error(lock, user, target + " is banned already.");
+    const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
+    if (!change_unlocked(lock, bans_file, target, false, line)) return error(lock, user, target, " is banned already.");
     for (Client* client : chat.clients) {
         const bool meant = same_name(client->name, target) || client->address == target;
         if (meant && !client->admin) put_off_by(lock, *client, user, "BAN", "banned");
@@ -938,31 +1009,50 @@ void ban(Lock& lock, Client& user, Words rest) {
 void unban(Lock& lock, Client& user, Words rest) {
     const std::string target = ban_target(lock, user, rest);
     if (target.empty()) return;
-    if (!change_ban_unlocked(lock, target, false, user.name)) return error(lock, user, target + " is not banned.");
+    if (!change_unlocked(lock, bans_file, target, true, "")) return error(lock, user, target, " is not banned.");
     log_event(target, " was unbanned by ", user.name, ".");
-    info(lock, user, target + " is no longer banned.");
+    info(lock, user, target, " is no longer banned.");
 }
 
 void bans(Lock& lock, Client& user, Words /*rest*/) {
     lock.unlock();
-    const std::vector<std::string> lines = lines_of(read_bans());
+    const std::vector<std::string> lines = bans_file.read();
     lock.lock();
     std::size_t count = 0;
     for (const std::string& line : lines) {
-        if (banned_by(line).empty()) continue;
+        if (ban_in(line).empty()) continue;
         info(lock, user, clean(line));
         ++count;
     }
     info(lock, user, "Bans: ", std::to_string(count), ".");
 }
 
+void unregister(Lock& lock, Client& user, Words rest) {
+    if (!keeps_accounts()) return error(lock, user, "This server keeps no accounts.");
+    if (!change_unlocked(lock, users_file, rest, true, "")) return error(lock, user, rest, " has no account.");
+    log_event(rest, " was unregistered by ", user.name, ".");
+    info(lock, user, rest, " has no account any more; the next login makes a new one.");
+}
+
+bool prove_account(Client& client, Words name);
+bool choose_password(Client& client, Words name, bool has_account);
+
+// A conversation of its own: its thread reads the answers, with the mutex released.
+void change_password(Lock& lock, Client& user, Words /*rest*/) {
+    lock.unlock();
+    const bool changed = prove_account(user, user.name) && choose_password(user, user.name, true);
+    lock.lock();
+    if (changed) info(lock, user, "Your password is changed.");
+}
+
 void help(Lock& lock, Client& user, Words rest);
 
 enum class Right {
     everyone,
-    client,  // not the operator, who has no connection and is always in public
-    owner,   // of the room that one is in, or the admin
-    admin    // or the operator
+    client,   // not the operator, who has no connection and is always in public
+    account,  // a client whose password this server keeps
+    owner,    // of the room that one is in, or the admin
+    admin     // or the operator
 };
 
 struct Command {
@@ -981,7 +1071,7 @@ constexpr Command commands[] = {
     {"create", "NAME [CODE]", 1, Right::client, false, create, "makes a room that you own", "/create den 12345"},
     {"join", "ROOM [CODE]", 1, Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
     {"leave", "", 0, Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", 1, Right::client, true, me, "says what you do", "/me waves"},
+    {"me", "TEXT", 1, Right::everyone, true, me, "says what you do", "/me waves"},
     {"msg", "NAME TEXT", 2, Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
     {"reply", "TEXT", 1, Right::everyone, true, reply, "answers the last private message", "/reply fine"},
     {"ignore", "NAME", 1, Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
@@ -990,6 +1080,7 @@ constexpr Command commands[] = {
     {"echo", "TEXT", 1, Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
     {"quit", "", 0, Right::client, false, quit, "leaves the chat", "/quit"},
     {"exit", "", 0, Right::client, false, quit, "leaves the chat", "/exit"},
+    {"password", "", 0, Right::account, false, change_password, "changes your password", "/password"},
     {"shutdown", "[CODE]", 0, Right::everyone, false, shut_down_by_code,
      "ends the server; who is not the admin needs the exit code", "/shutdown 12345"},
     {"kick", "NAME", 1, Right::owner, false, kick, "puts NAME out of your room; in public, off the server",
@@ -1000,6 +1091,7 @@ constexpr Command commands[] = {
     {"ban", "NAME-OR-ADDRESS", 1, Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
     {"unban", "NAME-OR-ADDRESS", 1, Right::admin, false, unban, "takes off the ban list", "/unban bob"},
     {"bans", "", 0, Right::admin, false, bans, "shows the ban list", "/bans"},
+    {"unregister", "NAME", 1, Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
     {"block", "NAME", 1, Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
     {"unblock", "NAME", 1, Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
     {"reset", "", 0, Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
@@ -1009,10 +1101,20 @@ bool may_use(const Client& user, const Command& command) {
     switch (command.right) {
         case Right::everyone: return true;
         case Right::client: return !is_operator(user);
+        case Right::account: return keeps_accounts() && !user.admin;
         case Right::owner: return user.admin || (user.room->owner == user.name);
         case Right::admin: return user.admin;
     }
     return false;
+}
+
+Words whose_right(Right right) {
+    switch (right) {
+        case Right::owner: return "the room's owner";
+        case Right::admin: return "the admin";
+        case Right::account: return "somebody with an account";
+        default: return "a client, not the server's own terminal,";
+    }
 }
 
 const Command* find_command(Words name) {
@@ -1084,9 +1186,7 @@ void act_on(Client& user, Words line) {
     if ((says || command->speaks) && chat.blocked.contains(user.key)) return divert(lock, user, line);
     if (says) return say(lock, user, line);
     if (!may_use(user, *command)) {
-        const Words whose = command->right == Right::owner    ? "the room's owner"
-                            : command->right == Right::client ? "a client"
-                                                              : "the admin";
+        const Words whose = whose_right(command->right);
         return error(lock, user, "Only ", whose, " may use ", form_of(*command), "; /help lists what you may.");
     }
     if (count_words(rest) < command->least) return error(lock, user, "The form is: " + form_of(*command));
@@ -1125,6 +1225,11 @@ bool wait_turn(Client& client) {
     return !client.ending;
 }
 
+bool has_ended(const Client& client) {
+    const Lock lock(chat.mutex);
+    return client.ending;
+}
+
 // The connection has no more to give: the peer has ended it, or broken it, or farewell() was said.
 void note_end(Client& client, bool broken) {
     const Lock lock(chat.mutex);
@@ -1146,6 +1251,8 @@ std::optional<std::string> read_line(Client& client) {
         } else if (!open) {
             note_end(client, false);
             return std::nullopt;
+        } else if (has_ended(client)) {  // by what its last line did
+            return std::nullopt;
         } else {
             std::array<char, 2048> bytes{};
             const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
@@ -1166,21 +1273,85 @@ bool turn_away(Client& client, Words last_line, Words why) {
     return false;
 }
 
-bool prove_admin(Client& client) {
+// Asks for a secret until it is right. False: the connection is to end.
+template <typename IsRight>
+bool prove(Client& client, Words question, IsRight is_right) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
-        tell(client, "PASS The admin's password?");
+        tell(client, concat("PASS ", question));
         const std::optional<std::string> given = read_line(client);
         if (!given) return false;
-        if (!tries.take(client.address)) {
-            tell_error(client, Tries::wait);
-        } else if (same_secret(*given, options.admin_password)) {
-            tries.give_back(client.address);
-            return true;
-        } else {
-            tell_error(client, "That is not the password.");
-        }
+        const Words problem = is_right(*given);
+        if (problem.empty()) return true;
+        tell_error(client, problem);
     }
-    return turn_away(client, "REFUSE Three wrong passwords.", "three wrong passwords.");
+    const bool logged_in = !client.name.empty();  // this is /password
+    return turn_away(client, concat(logged_in ? "BYE KICK" : "REFUSE", " Three wrong passwords."),
+                     "three wrong passwords.");
+}
+
+bool prove_admin(Client& client) {
+    return prove(client, "The admin's password?", [&](const std::string& given) {
+        return tries.judge(client.address, [&] { return same_secret(given, options.admin_password); });
+    });
+}
+
+// Does some hashing when it is this client's turn, outside chat.mutex: so however many log in, they take no more than
+// one core from the chat. The login's deadline does not run meanwhile; at the end of the connection nothing is done.
+template <typename Work>
+auto hash_in_turn(Client& client, Work work) -> decltype(work()) {
+    static std::mutex turn;
+    const auto began = Clock::now();
+    const auto note = [&](bool hashing) {
+        const Lock lock(chat.mutex);
+        if (client.hashing && !hashing) client.since += Clock::now() - began;
+        client.hashing = hashing;
+        return client.ending;
+    };
+    note(true);
+    const Lock in_turn(turn);
+    decltype(work()) result = note(true) ? decltype(work())() : work();
+    note(false);
+    return result;
+}
+
+// Asks for a new password and keeps it. False: it is not kept, and the client knows why.
+bool choose_password(Client& client, Words name, bool has_account) {
+    while (true) {
+        tell(client, concat("NEWPASS A new password for ", name, "? It needs 8 characters or more."));
+        const std::optional<std::string> given = read_line(client);
+        if (!given) return false;
+        if (count_characters(*given) < min_password || given->size() > max_password) {
+            tell_error(client, "A password has at least 8 characters, and at most 256 bytes.");
+            continue;
+        }
+        const std::string hash = hash_in_turn(client, [&] { return hash_password(*given, hash_method + new_salt()); });
+        if (hash.empty()) return false;  // the connection has ended
+        if (users_file.change(fold(name), has_account, concat(name, ":", hash))) return true;
+        if (!has_account)
+            return turn_away(client, "REFUSE Somebody has just registered that name.", "name registered.");
+        tell_error(client, "Your account has just been ended.");
+        return false;
+    }
+}
+
+// Asks for the password of the name, or for a new one if it has none.
+bool prove_account(Client& client, Words name) {
+    const std::optional<std::string> account = users_file.find(fold(name));
+    if (!account) return choose_password(client, name, false);
+    const std::string hash = account->substr(name.size() + 1);
+    return prove(client, concat("The password of ", name, "?"), [&](const std::string& given) {
+        return hash_in_turn(client, [&] {
+            return tries.judge(client.address, [&] {
+                return given.size() <= max_password && same_secret(hash_password(given, hash), hash);
+            });
+        });
+    });
+}
+
+// Asks for the password that a name needs, if any.
+bool prove_name(Client& client, Words name) {
+    if (same_name(name, "admin")) return prove_admin(client);
+    return !keeps_accounts() || prove_account(client, name);
 }
 
 // Gives what is wrong with a name that somebody wants to have, as a sentence; empty if nothing is.
@@ -1205,7 +1376,7 @@ bool take_name(Client& client, Words name) {
 // Asks for the name, and for the password that it may need. False: the connection is to end.
 bool log_in(Client& client) {
     tell(client, concat("INFO This is Chatroom ", version, "."));
-    if (is_banned(client.address)) return turn_away(client, "BAN Your address is banned.", "banned.");
+    if (bans_file.find(client.address)) return turn_away(client, "BAN Your address is banned.", "banned.");
     do {
         tell(client, "NICK Your name? 3 to 12 letters and digits, a letter first; type it and press Enter.");
         const std::optional<std::string> line = read_line(client);
@@ -1214,13 +1385,13 @@ bool log_in(Client& client) {
         const std::string problem = name_problem(name);
         if (!problem.empty()) {
             tell_error(client, problem);
-        } else if (same_name(name, "admin") && !prove_admin(client)) {
+        } else if (!prove_name(client, name)) {
             return false;
         } else if (!take_name(client, name)) {
             tell_error(client, "Somebody else has just taken that name.");
         }
     } while (client.name.empty());
-    if (is_banned(client.name)) return turn_away(client, "BAN That name is banned.", "banned.");
+    if (bans_file.find(client.key)) return turn_away(client, "BAN That name is banned.", "banned.");
     const Lock lock(chat.mutex);
     if (client.ending) return false;
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
@@ -1245,20 +1416,27 @@ void goodbye(Client& client) {
         drop(lock, client, "");
         client.changed.wait(lock, let_go);
     }
-    std::erase(chat.clients, &client);
-    if (chat.clients.empty()) chat.empty.notify_all();
 }
 
 // Ends the connection so that the last lines arrive: close() while bytes are unread sends a reset, which may
 // overtake them. So the peer is given some time to close its side first.
 void hang_up(const Client& client) {
     shutdown(client.socket.get(), SHUT_WR);
-    std::array<pollfd, 2> polled{{{client.socket.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+    std::array<pollfd, 2> polled{{{client.socket.get(), POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
     const auto deadline = Clock::now() + farewell_limit;
     std::array<char, 2048> ignored{};
     do {
         poll(polled.data(), polled.size(), 2000);
     } while (recv(client.socket.get(), ignored.data(), ignored.size(), MSG_DONTWAIT) > 0 && Clock::now() < deadline);
+}
+
+// Takes the client off the list: from here on nobody else knows it.
+void forget(Client& client) {
+    Lock lock(chat.mutex);
+    client.ending = true;
+    client.changed.wait(lock, [&] { return !client.with_postman; });
+    std::erase(chat.clients, &client);
+    if (chat.clients.empty()) chat.empty.notify_all();
 }
 
 // The thread of one client, which it owns.
@@ -1274,6 +1452,7 @@ void serve(Client* known) {
     }
     goodbye(*client);
     hang_up(*client);
+    forget(*client);
     const Lock lock(chat.mutex);
     chat.finished.push_back(std::this_thread::get_id());
 }
@@ -1287,20 +1466,15 @@ bool in_background() {
     return foreground != -1 && foreground != getpgrp();
 }
 
-void obey(LineBuffer& lines) {
-    while (const std::optional<Line> line = lines.next()) {
-        if (line->too_long) {
-            tell_error(operator_client, "That line was too long.");
-        } else {
-            act_on(operator_client, clean(line->text));
-        }
-    }
+void obey(const Line& line) {
+    if (line.too_long) return tell_error(operator_client, "That line was too long.");
+    act_on(operator_client, clean(line.text));
 }
 
 // The console's thread: does what the operator types, until there is no more of it. The server runs on without.
 void run_console() {
     LineBuffer lines(max_line);
-    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
     while (true) {
         poll(polled.data(), polled.size(), -1);
         if (polled[1].revents != 0) return;
@@ -1308,10 +1482,11 @@ void run_console() {
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
         if (count > 0) {
             lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            obey(lines);
+            while (const std::optional<Line> line = lines.next()) obey(*line);
         } else if (count < 0 && errno == EIO && in_background()) {
             if (stop_within(1s)) return;
         } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
+            if (const std::optional<Line> line = lines.last()) obey(*line);
             return;
         }
     }
@@ -1336,7 +1511,7 @@ void join_finished() {
 void end_slow_logins() {
     const Lock lock(chat.mutex);
     for (Client* client : chat.clients) {
-        if (client->room != nullptr || client->ending || Clock::now() - client->since < login_limit) continue;
+        if (client->room != nullptr || client->hashing || Clock::now() - client->since < login_limit) continue;
         put_off(lock, *client, "REFUSE The login took longer than 20 seconds.", "was turned away: too slow a login.");
     }
 }
@@ -1437,7 +1612,7 @@ class Doorman {
    public:
     // Until the stop is requested.
     void run(const std::vector<Fd>& listeners) {
-        std::vector<pollfd> polled{{stop_request->fd(), POLLIN, 0}};
+        std::vector<pollfd> polled{{stop_request.fd(), POLLIN, 0}};
         for (const Fd& listener : listeners) polled.push_back({listener.get(), POLLIN, 0});
         while (true) {
             poll(polled.data(), polled.size(), -1);
@@ -1449,12 +1624,16 @@ class Doorman {
     }
 
    private:
+    static constexpr const char* no_descriptor = "The server has no descriptor left: try again later.";
+
     void accept_from(int listener) {
         sockaddr_storage from{};
         auto* address = reinterpret_cast<sockaddr*>(&from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
-        if (socket) {
+        if (socket && !Fd(open("/dev/null", O_RDONLY | O_CLOEXEC))) {  // its thread could not read the ban list
+            refuse(socket, no_descriptor);
+        } else if (socket) {
             fcntl(socket.get(), F_SETFL, 0);                  // some systems hand O_NONBLOCK on from the listener
             set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);  // the postman gathers lines; the kernel need not
             watch_for_vanishing(socket);
@@ -1476,9 +1655,8 @@ class Doorman {
             [[maybe_unused]] Client* served = client.release();  // it is the thread's now
             const Lock lock(chat.mutex);
             chat.threads.emplace(thread.get_id(), std::move(thread));
-        } catch (const std::system_error& error) {
-            client->why = "was turned away: " + std::string(error.what());
-            goodbye(*client);
+        } catch (const std::system_error&) {
+            forget(*client);
             refuse(client->socket, "The server cannot start another thread: try again later.");
         }
     }
@@ -1513,7 +1691,7 @@ class Doorman {
     void refuse_without_descriptor(int listener) {
         reserve_ = Fd();
         if (const Fd socket(accept(listener, nullptr, nullptr)); socket) {
-            refuse(socket, "The server has no descriptor left: try again later.");
+            refuse(socket, no_descriptor);
         } else {
             stop_within(100ms);
         }
@@ -1534,20 +1712,86 @@ class Doorman {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 11. Starting and stopping
+// 11. Discovery
+//
+// Clients on the local network look for servers with a datagram to everybody: docs/protocol.md. Whatever happens here,
+// the chat goes on.
+
+// Gives an IPv4 UDP socket, bound. Throws if it cannot be had.
+Fd open_datagram_socket(in_addr_t address, in_port_t port) {
+    Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
+    if (!socket) throw_errno("socket");
+    set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);  // several servers on one machine all hear a broadcast
+#ifdef SO_REUSEPORT
+    set_option(socket, SOL_SOCKET, SO_REUSEPORT, 1);
+#endif
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_port = htons(port);
+    at.sin_addr.s_addr = address;
+    if (bind(socket.get(), reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) throw_errno("bind");
+    return socket;
+}
+
+// Gives the answer to a datagram, or an empty text if it is no question.
+std::string answer_to(std::string_view datagram, int port) {
+    if (datagram.size() != question_bytes || take_word(datagram) != question_word) return "";
+    const Words nonce = take_word(datagram);
+    const auto good = [](char c) { return is_letter(c) || is_digit(c); };
+    if (nonce.empty() || nonce.size() > 32 || !std::all_of(nonce.begin(), nonce.end(), good)) return "";
+    const Lock lock(chat.mutex);
+    const std::string people = std::to_string(chat.by_name.size() - 1);  // the operator is not counted
+    return concat(answer_word, " ", nonce, " ", std::to_string(port), " ", people,
+                  keeps_accounts() ? " password " : " open ", options.title);
+}
+
+// The discovery's thread: answers at most ten questions a second, from the address that the server is bound to.
+void run_discovery(int port) {
+    try {
+        in_addr bound{INADDR_ANY};
+        if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1) return;
+        const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
+        const Fd answers = open_datagram_socket(bound.s_addr, 0);
+        std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
+        Clock::time_point next{};
+        while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
+            std::array<char, question_bytes + 1> bytes{};  // one more, to see that a datagram is longer
+            sockaddr_in from{};
+            auto* address = reinterpret_cast<sockaddr*>(&from);
+            socklen_t length = sizeof from;
+            const ssize_t count = recvfrom(questions.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, address, &length);
+            if (count <= 0 || Clock::now() < next) continue;
+            const std::string answer = answer_to({bytes.data(), static_cast<std::size_t>(count)}, port);
+            if (answer.empty()) continue;
+            next = Clock::now() + 100ms;
+            sendto(answers.get(), answer.data(), answer.size(), MSG_DONTWAIT, address, length);
+        }
+    } catch (const std::exception& problem) {
+        log_event("nobody will find this server by looking for it: ", problem.what());
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 12. Starting and stopping
+
+std::string_view program;  // the name that it was started by
 
 constexpr const char* usage = R"( [OPTION]...
   --port N          the port to listen on (12345); 0 takes any free one
   --bind ADDRESS    listen on this address alone, not on all
   --bans FILE       the ban list (bans.txt)
+  --users FILE      every name needs a password, kept here; the first login chooses it
   --rooms A,B       rooms that are there from the start, and stay
   --idle SECONDS    until who says nothing is disconnected, warned at half (240); 0 is never
   --rate N          lines a second from one client, after a burst of 30 (10); 0 is no limit
   --max-clients N   connections at once (10000, or what the open-file limit allows)
   --max-per-ip N    connections from one address (64); 0 is no limit
+  --admin-password-file FILE   its first line is the password of the user "admin"
+  --title TEXT      what the server is called where clients look for one (the host's name)
+  --no-discovery    do not answer clients that look for a server
   --help            show this
   --version         show the version
-The environment's CHAT_ADMIN_PASSWORD is the password of the user "admin"; without it one is made and printed.
+Without a file, the environment's CHAT_ADMIN_PASSWORD is the admin's password; without that, one is made and printed.
 )";
 
 struct UsageError : std::runtime_error {
@@ -1561,16 +1805,16 @@ long number_option(std::string_view name, std::string_view text, long low, long 
                      std::to_string(high) + ", not '" + std::string(text) + "'");
 }
 
-// Makes place for the clients' sockets, and sets max_clients to what there is place for if it was not set.
-void prepare_descriptors(std::optional<long> max_clients) {
+// Makes place for the clients' sockets, and lowers max_clients to as many as there is place for.
+void prepare_descriptors() {
     constexpr rlim_t others = 64;  // descriptors that are not clients' sockets
     rlimit limit{};
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("getrlimit");
-    const rlim_t wanted = static_cast<rlim_t>(max_clients.value_or(options.max_clients)) + others;
+    const rlim_t wanted = static_cast<rlim_t>(options.max_clients) + others;
     limit.rlim_cur = std::max(limit.rlim_cur, std::min(limit.rlim_max, wanted));
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("setrlimit");
     const rlim_t place = limit.rlim_cur > 2 * others ? limit.rlim_cur - others : limit.rlim_cur / 2;
-    options.max_clients = max_clients.value_or(static_cast<long>(std::min(place, wanted - others)));
+    options.max_clients = static_cast<long>(std::min(place, wanted - others));
 }
 
 // Gives the names in a list, "den,lab". Throws a UsageError at a wrong one.
@@ -1589,68 +1833,98 @@ std::vector<std::string> room_names(std::string list) {
 
 // Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
 void read_options(int argc, char** argv) {
-    enum { port, bind_address, bans_file, rooms_made, idle, rate, max_clients, max_per_ip, help_text, version_text };
+    enum Name {
+        port,
+        bind_to,
+        bans_in,
+        users_in,
+        rooms_made,
+        idle,
+        rate,
+        max_clients,
+        max_per_ip,
+        admin_file,
+        title,
+        no_discovery,
+        help_text,
+        version_text
+    };
     static const option known[] = {{"port", required_argument, nullptr, port},
-                                   {"bind", required_argument, nullptr, bind_address},
-                                   {"bans", required_argument, nullptr, bans_file},
+                                   {"bind", required_argument, nullptr, bind_to},
+                                   {"bans", required_argument, nullptr, bans_in},
+                                   {"users", required_argument, nullptr, users_in},
                                    {"rooms", required_argument, nullptr, rooms_made},
                                    {"idle", required_argument, nullptr, idle},
                                    {"rate", required_argument, nullptr, rate},
                                    {"max-clients", required_argument, nullptr, max_clients},
                                    {"max-per-ip", required_argument, nullptr, max_per_ip},
+                                   {"admin-password-file", required_argument, nullptr, admin_file},
+                                   {"title", required_argument, nullptr, title},
+                                   {"no-discovery", no_argument, nullptr, no_discovery},
                                    {"help", no_argument, nullptr, help_text},
                                    {"version", no_argument, nullptr, version_text},
                                    {}};
-    std::optional<long> clients;
     int which = 0;
     for (int found = 0; (found = getopt_long(argc, argv, "", known, &which)) != -1;) {
         const std::string value = optarg == nullptr ? "" : optarg;
         const auto number = [&](long low, long high) { return number_option(known[which].name, value, low, high); };
         switch (found) {
             case port: options.port = std::to_string(number(0, 65535)); break;
-            case bind_address: options.bind_address = value; break;
-            case bans_file: options.bans_file = value; break;
+            case bind_to: options.bind_address = value; break;
+            case bans_in: bans_file.path = value; break;
+            case users_in: users_file.path = value; break;
             case rooms_made: options.rooms = room_names(value); break;
             case idle: options.idle = number(0, 1000000); break;
             case rate: options.rate = number(0, 1000000); break;
-            case max_clients: clients = number(1, 1000000); break;
+            case max_clients: options.max_clients = number(1, 1000000); break;
             case max_per_ip: options.max_per_ip = number(0, 1000000); break;
-            case help_text: std::cout << "usage: " << argv[0] << usage; std::exit(0);
+            case admin_file: options.admin_password_file = value; break;
+            case title: options.title = clean(value).substr(0, max_title); break;
+            case no_discovery: options.discovery = false; break;
+            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
-    prepare_descriptors(clients);
+    prepare_descriptors();
 }
 
-// Takes the admin's password from the environment, where others could read it, or makes one. Says which.
+// Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
 std::string choose_admin_password() {
-    const char* given = std::getenv("CHAT_ADMIN_PASSWORD");
-    options.admin_password = clean(given == nullptr ? "" : given);  // as what is typed will be
-    unsetenv("CHAT_ADMIN_PASSWORD");
-    if (!options.admin_password.empty()) return "as set in CHAT_ADMIN_PASSWORD";
-    options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
-    return options.admin_password;
+    std::string given;
+    std::string where = "as set in CHAT_ADMIN_PASSWORD";
+    if (char* variable = std::getenv("CHAT_ADMIN_PASSWORD")) {
+        given = variable;
+        std::fill_n(variable, given.size(), '*');  // others may see what a process was started with: see proc(5)
+        unsetenv("CHAT_ADMIN_PASSWORD");
+    }
+    if (!options.admin_password_file.empty()) {
+        where = "as set in " + options.admin_password_file;
+        std::ifstream file(options.admin_password_file);
+        if (!std::getline(file, given) || given.empty())
+            throw_errno("read " + options.admin_password_file, "its first line is the password");
+    }
+    options.admin_password = clean(given);  // as what is typed will be
+    if (!options.admin_password.empty()) return where;
+    return options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
+}
+
+std::string host_name() {
+    std::array<char, max_title> name{};
+    gethostname(name.data(), name.size() - 1);
+    return clean(name.data());
 }
 
 // Signals: Ctrl-C and SIGTERM shut down; a peer that is gone, or a terminal, is no reason to end.
 void handle_signals() {
     struct sigaction action {};
-    action.sa_handler = [](int) { request_stop(); };
+    action.sa_handler = [](int) { stop_request.set(); };
     for (const int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
     action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_handler = SIG_IGN;
     for (const int number : {SIGPIPE, SIGHUP, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
-}
-
-// Opens what a closed terminal left closed, or a client's socket would become our standard output.
-void open_standard_descriptors() {
-    int opened = 0;
-    do opened = open("/dev/null", O_RDWR);
-    while (opened >= 0 && opened <= STDERR_FILENO);
-    if (opened >= 0) close(opened);
 }
 
 // Tells everyone, waits until they have it, and joins their threads: within shutdown_limit and a little.
@@ -1670,10 +1944,9 @@ void end_clients() {
 
 void run() {
     handle_signals();
-    static Wakeup stop;
-    stop_request = &stop;
-    read_bans();  // to fail now if it cannot be read
+    check_files();
     const std::string password = choose_admin_password();
+    if (options.title.empty()) options.title = host_name();
     options.exit_code = random_text("0123456789", 5);
     std::vector<Fd> listeners;
     const int port = open_listeners(listeners);
@@ -1690,10 +1963,13 @@ void run() {
     std::thread postman_thread(&Postman::run, &postman);
     std::thread clock_thread(run_clock);
     std::thread console_thread(run_console);
+    std::thread discovery_thread;
+    if (options.discovery) discovery_thread = std::thread(run_discovery, port);
     Doorman().run(listeners);
 
     listeners.clear();
     console_thread.join();
+    if (discovery_thread.joinable()) discovery_thread.join();
     clock_thread.join();
     end_clients();
     postman.stop();
@@ -1705,18 +1981,19 @@ void run() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    program = argv[0];
+    program.remove_prefix(program.rfind('/') + 1);
     std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
     try {
-        open_standard_descriptors();
         read_options(argc, argv);
         run();
         return 0;
     } catch (const UsageError& error) {
-        std::cerr << argv[0] << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
+        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
                   << "--help shows the options\n";
         return 2;
     } catch (const std::exception& error) {
-        std::cerr << argv[0] << ": " << error.what() << '\n';
+        std::cerr << program << ": " << error.what() << '\n';
         return 1;
     }
 }

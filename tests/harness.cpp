@@ -450,6 +450,7 @@ static Launch for_server(const ServerOptions& options, const fs::path& directory
     Launch launch = options.launch;
     launch.args = {"--port",
                    "0",
+                   "--no-discovery",
                    "--bind",
                    "127.0.0.1",
                    

@@ -296,7 +296,7 @@ TEST(Server, IsStartedAskedAndEnded) {
         Server server({.rate = 7, .args = {"--title", "x"}});
         EXPECT_EQ(server.port(), 4711);
         bans = server.bans();
-        EXPECT_EQ(server.wait_output(re("^.*\\]$")), "--port 0 --bind 127.0.0.1 --bans " +
+        EXPECT_EQ(server.wait_output(re("^.*\\]$")), "--port 0 --no-discovery --bind 127.0.0.1 --bans " +
                                                          bans.string() +
                                                          " --rate 7 --max-per-ip 0 --title x [letmein]");
         write_file(bans, "eve\n");

@@ -48,5 +48,7 @@ for report in "$reports".*; do
     cat "$report"
 done
 
-if [ "$skipped" = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
+[ "$passed" != 0 ] || echo "No test passed${FILTER:+; FILTER is '$FILTER'}."
+[ "$skipped" = 0 ] && others='' || others=", $skipped skipped"
+echo "$passed passed, $failed failed$others"
 [ "$failed" = 0 ] && [ "$passed" != 0 ]

@@ -1,0 +1,625 @@
+// The client on a terminal and in pipes: with the real server, and with servers that do as a test says, which may be
+// hostile ones.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <future>
+#include <optional>
+#include <regex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "harness.hpp"
+
+using namespace harness;
+
+namespace {
+
+using Lines = std::vector<std::string>;
+
+const std::string replaced = "\xEF\xBF\xBD";  // U+FFFD
+
+Launch to_port(int port, const Lines& more = {}) {
+    Launch launch{.args = {"127.0.0.1", std::to_string(port)}, .env = {"TZ=UTC0", "LC_ALL=C.UTF-8"}};
+    launch.args.insert(launch.args.end(), more.begin(), more.end());
+    return launch;
+}
+
+struct Piped : Process {
+    explicit Piped(int port, const Lines& more = {}) : Process(client_path(), to_port(port, more)) {}
+};
+
+struct OnTerminal : Pty {
+    explicit OnTerminal(int port, const Lines& more = {"--plain"}) : Pty(client_path(), to_port(port, more)) {}
+};
+
+// A client whose server is the test.
+struct Led {
+    explicit Led(Launch launch = {}) {
+        launch.args = {"--plain", "127.0.0.1", std::to_string(listener.port())};
+        if (launch.env.empty()) launch.env = {"TZ=UTC0", "LC_ALL=C.UTF-8"};
+        client.emplace(client_path(), launch);
+        server.emplace(listener.accept());
+    }
+    Listener listener;
+    std::optional<Process> client;
+    std::optional<Peer> server;
+};
+
+// Answers the questions of a client on a terminal.
+void log_in(Process& client, const std::string& name, const std::string& password = {}) {
+    client.wait_output("-- Your name?");
+    client.write(name + "\n");
+    if (!password.empty()) {
+        client.wait_output("-- The admin's password?");
+        client.write(password + "\n");
+    }
+    client.wait_output("-- Welcome, " + name + ".");
+    client.wait_output(" in public: ");
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+Lines rows_of(const std::string& text) {
+    Lines rows(1);
+    for (char c : text) {
+        if (c == '\n') {
+            rows.emplace_back();
+        } else if (c != '\r') {
+            rows.back() += c;
+        }
+    }
+    if (rows.back().empty()) rows.pop_back();
+    return rows;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Login
+
+TEST(ClientLogin, InAPipeTakesTheNameFromTheFirstLine) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    Piped client(server.port());
+    client.write("alice\nhello\n/quit\n");
+    EXPECT_EQ(client.wait_exit(), 0);
+    client.wait_output(re("^[0-9]{2}:[0-9]{2} alice: hello$"));
+    client.wait_output(re("-- Goodbye, alice\\.\n$"));
+    EXPECT_EQ(client.errors(), "");
+    bob.expect("SAY alice hello");
+    bob.expect("LEAVE alice left.");
+}
+
+TEST(ClientLogin, WithANameSaysAllThatComesInAPipe) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    Piped client(server.port(), {"--plain", "--name", "alice"});
+    client.write("hello\nlast");  // a last line without its end is one
+    client.close_stdin();
+    EXPECT_EQ(client.wait_exit(), 0);
+    bob.expect("JOIN alice");
+    bob.expect_next(re("^SAY alice hello$"));
+    bob.expect_next(re("^SAY alice last$"));
+    bob.expect_next("LEAVE alice left.");
+}
+
+TEST(ClientLogin, AsksAgainForANameThatIsRefused) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    Piped piped(server.port());
+    piped.write("bob\nal\nalice\nhello\n/quit\n");
+    EXPECT_EQ(piped.wait_exit(), 0);
+    piped.wait_output("!! Somebody here has the name bob already.");
+    piped.wait_output("!! A name is 3 to 12");
+    bob.expect(re("^SAY alice hello$"));
+
+    OnTerminal typed(server.port(), {"--plain", "--name", "bob"});
+    typed.wait_output("!! Somebody here has the name bob already.");
+    log_in(typed, "carol");
+}
+
+TEST(ClientLogin, WithANameThatIsRefusedEndsInAPipe) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    std::string script = "printf 'alice\\nhello\\n' | \"$0\" --name Bob 127.0.0.1 " + std::to_string(server.port());
+    Process client("/bin/sh", {.args = {"-c", script, client_path()}});
+    EXPECT_EQ(client.wait_exit(), 1);
+    client.wait_output("!! Somebody here has the name");
+    client.wait_error("client: the server did not take the name\n");
+    EXPECT_EQ(bob.lines_until_echo(), Lines{});
+}
+
+TEST(ClientLogin, AsksForHostAndPort) {
+    Server server;
+    std::string port = std::to_string(server.port());
+    Process piped(client_path());  // on a terminal it would look for servers first
+    piped.write("\n " + port + "\nbobby\nhello\n");
+    piped.wait_output("Host [127.0.0.1]: Port [12345]: ");
+    piped.wait_output("bobby: hello");
+    piped.close_stdin();
+    EXPECT_EQ(piped.wait_exit(), 0);
+}
+
+TEST(ClientLogin, TakesThePasswordInAPipe) {
+    Server server;
+    Piped client(server.port());
+    client.write("admin\n" + server.password() + "\n/bans\n");
+    client.close_stdin();
+    EXPECT_EQ(client.wait_exit(), 0);
+    client.wait_output("-- Bans: 0.");
+}
+
+TEST(ClientLogin, ThatTheInputDoesNotCompleteEndsWithOne) {
+    Server server;
+    for (const char* input : {"", "al\n", "admin\n"}) {
+        Piped client(server.port());
+        client.write(input);
+        client.close_stdin();
+        EXPECT_EQ(client.wait_exit(), 1) << input;
+        EXPECT_EQ(client.errors(), "client: the input ended before the login was complete\n");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The password on a terminal
+
+// A client that has just been asked for the password.
+struct AtPassword {
+    AtPassword() {
+        EXPECT_TRUE(client.echoes());
+        client.wait_output("-- Your name?");
+        client.type("admin\n");
+        client.wait_output("-- The admin's password?");
+        EXPECT_FALSE(client.echoes());
+    }
+    Server server;
+    OnTerminal client{server.port()};
+};
+
+TEST(ClientPassword, IsNotShown) {
+    AtPassword at;
+    at.client.type(at.server.password() + "\n");
+    at.client.wait_output("-- Welcome, admin.");
+    EXPECT_TRUE(at.client.echoes());
+    EXPECT_FALSE(contains(at.client.output(), at.server.password()));
+    at.client.type("/who\n");
+    at.client.wait_output("/who");
+}
+
+TEST(ClientPassword, IsNotShownWhenItIsAskedForAgain) {
+    AtPassword at;
+    for (const char* wrong : {"wrong1", "wrong2"}) {
+        at.client.mark();
+        at.client.type(std::string(wrong) + "\n");
+        at.client.wait_output("-- The admin's password?");
+        EXPECT_FALSE(at.client.echoes());
+    }
+    at.client.type("wrong3\n");
+    EXPECT_EQ(at.client.wait_exit(), 1);
+    at.client.wait_output("!! Three wrong passwords.");
+    EXPECT_TRUE(at.client.echoes());
+    EXPECT_FALSE(contains(at.client.output(), "wrong1") || contains(at.client.output(), "wrong3"));
+}
+
+TEST(ClientPassword, LeavesTheTerminalAsItWasAfterASignal) {
+    for (int number : {SIGINT, SIGTERM, SIGQUIT, SIGHUP}) {
+        AtPassword at;
+        if (number == SIGINT) {
+            at.client.type("\x03");
+        } else {
+            at.client.signal(number);
+        }
+        EXPECT_EQ(at.client.wait_exit(), -number);
+        EXPECT_TRUE(at.client.echoes()) << number;
+    }
+}
+
+TEST(ClientPassword, LeavesTheTerminalAsItWasAfterTheServersEnd) {
+    AtPassword shut_down;
+    shut_down.server.signal(SIGTERM);
+    EXPECT_EQ(shut_down.server.wait_exit(), 0);
+    EXPECT_EQ(shut_down.client.wait_exit(), 1);
+    EXPECT_TRUE(shut_down.client.echoes());
+    AtPassword killed;
+    killed.server.signal(SIGKILL);
+    EXPECT_EQ(killed.client.wait_exit(), 1);
+    EXPECT_TRUE(killed.client.echoes());
+    EXPECT_EQ(killed.server.wait_exit(), -SIGKILL);
+}
+
+TEST(ClientPassword, LeavesTheTerminalAsItWasAtTheEndOfInput) {
+    AtPassword at;
+    at.client.type("\x04");
+    EXPECT_EQ(at.client.wait_exit(), 1);
+    EXPECT_TRUE(at.client.echoes());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Chat
+
+TEST(ClientChat, GoesBothWaysOnATerminal) {
+    Server server;
+    OnTerminal alice(server.port());
+    log_in(alice, "alice");
+    OnTerminal carol(server.port(), {"--plain", "--name", "carol"});
+    alice.wait_output("-- carol joined.");
+    alice.type("hello carol\n");
+    carol.wait_output("alice: hello carol");
+    carol.type("/msg alice psst\n");
+    alice.wait_output("carol -> alice: psst");
+    carol.wait_output("carol -> alice: psst");
+    alice.type("\x04");  // Ctrl-D
+    EXPECT_EQ(alice.wait_exit(), 0);
+    alice.wait_output("-- Goodbye, alice.");
+    carol.wait_output("-- alice left.");
+}
+
+TEST(ClientChat, LosesNoLineThatIsPasted) {
+    Server server({.rate = 100});
+    Peer bob(server.port(), "bob");
+    Piped alice(server.port());
+    std::string input = "alice\n";
+    for (int i = 1; i <= 200; ++i) input += "line " + std::to_string(i) + "\n";
+    alice.write(input);
+    alice.close_stdin();
+    bob.expect("JOIN alice");
+    for (int i = 1; i <= 200; ++i) bob.expect_next(re("^SAY alice line " + std::to_string(i) + "$"));
+    EXPECT_EQ(alice.wait_exit(), 0);
+    alice.wait_output(re("^..:.. alice: line 200$"));
+}
+
+TEST(ClientChat, RefusesALineThatIsTooLongAndGoesOn) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    Piped alice(server.port(), {"--name", "alice"});
+    std::string longest(4096, 'x');
+    alice.write(longest + "y\n" + longest + "\n" + longest + longest + "y\nhello\n/quit\n");
+    EXPECT_EQ(alice.wait_exit(), 0);
+    std::string message = "client: that line has more than 4096 bytes and was not sent\n";
+    EXPECT_EQ(alice.errors(), message + message);
+    bob.expect("JOIN alice");
+    EXPECT_EQ(bob.expect_next(), "SAY alice " + longest);
+    EXPECT_EQ(bob.expect_next(), "SAY alice hello");
+}
+
+TEST(ClientChat, EndsAtCtrlC) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    OnTerminal alice(server.port());
+    log_in(alice, "alice");
+    alice.type("half a line\x03");
+    EXPECT_EQ(alice.wait_exit(), -SIGINT);
+    bob.expect(starts("LEAVE alice"));
+    OnTerminal at_name(server.port());
+    at_name.wait_output("-- Your name?");
+    at_name.type("\x03");
+    EXPECT_EQ(at_name.wait_exit(), -SIGINT);
+}
+
+TEST(ClientChat, EndsWithItsTerminal) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    OnTerminal alice(server.port());
+    log_in(alice, "alice");
+    alice.hang_up();
+    EXPECT_EQ(alice.wait_exit(), -SIGHUP);
+    bob.expect(starts("LEAVE alice"));
+}
+
+TEST(ClientChat, GoesOnAfterAStop) {
+    Server server;
+    OnTerminal alice(server.port());
+    log_in(alice, "alice");
+    alice.signal(SIGSTOP);
+    alice.signal(SIGCONT);
+    alice.type("hello\n\x04");
+    EXPECT_EQ(alice.wait_exit(), 0);
+    alice.wait_output("alice: hello");
+}
+
+TEST(ClientChat, EndsWhenNobodyReadsItsOutput) {
+    Led led;
+    led.server->send_line("INFO hello");
+    led.client->wait_output("hello");
+    led.client->close_stdout();
+    led.server->send_line("INFO into the void");
+    EXPECT_EQ(led.client->wait_exit(), 1);
+    EXPECT_FALSE(contains(led.client->errors(), "connection was lost")) << "it was not";
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the words of the protocol look like
+
+TEST(ClientShows, EachWordInItsOwnWay) {
+    Led led;
+    const std::vector<std::pair<std::string, std::string>> looks = {
+        {"SAY bob hi  there", "bob: hi  there"},
+        {"ME bob waves", "* bob waves"},
+        {"MSG bob alice psst psst", "bob -> alice: psst psst"},
+        {"JOIN bob joined.", "-- bob joined."},
+        {"LEAVE bob was kicked by admin.", "-- bob was kicked by admin."},
+        {"WELCOME alice Welcome, alice.", "-- Welcome, alice."},
+        {"ROOM public - - You are in public.", "-- You are in public."},
+        {"WHO public 2 bob alice", "-- 2 in public: bob alice"},
+        {"ECHO SAY bob hi", "== SAY bob hi"},
+        {"INFO SAY bob hi", "-- SAY bob hi"},
+        {"ERR No.", "!! No."},
+        {"NEWS of a later version", "-- NEWS of a later version"},
+        {"say bob hi", "-- say bob hi"},
+        {"SAY bob \xE4\xBD\xA0\xE5\xA5\xBD \xC3\xA9 \xF0\x9F\x98\x80",
+         "bob: \xE4\xBD\xA0\xE5\xA5\xBD \xC3\xA9 \xF0\x9F\x98\x80"},
+    };
+    for (const auto& [line, look] : looks) {
+        led.client->mark();
+        led.server->send_line(line);
+        led.client->wait_output("\n");
+        std::string row = rows_of(led.client->output()).back();
+        EXPECT_TRUE(std::regex_match(row.substr(0, 6), std::regex("[0-9]{2}:[0-9]{2} "))) << row;
+        EXPECT_EQ(row.substr(6), look);
+    }
+}
+
+TEST(ClientShows, ThePastWithItsTimeAndDateInTheUsersZone) {
+    Led led({.env = {"TZ=HERE-05:30"}});
+    std::time_t now = std::time(nullptr) + 19800;  // five and a half hours to the east
+    char today[32], zulu[32];
+    std::strftime(today, sizeof today, "%H:%M", std::gmtime(&now));
+    now -= 19800;
+    std::strftime(zulu, sizeof zulu, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+    led.server->send_line("PAST 2020-01-02T22:04:05Z SAY bob long ago");
+    led.client->wait_output(re("^2020-01-03 03:34 bob: long ago$"));
+    led.server->send_line("PAST 2020-02-03T04:05:06Z ME bob waves");
+    led.client->wait_output(re("^2020-02-03 09:35 \\* bob waves$"));
+    led.server->send_line(std::string("PAST ") + zulu + " SAY bob just now");
+    led.client->wait_output(re("^" + std::string(today) + " bob: just now$"));
+}
+
+// Shows a line on a terminal of 40 columns, and gives its rows.
+Lines rows_on_narrow_terminal(const std::string& line, const std::string& locale) {
+    Led led({.env = {"TZ=UTC0", "LC_ALL=" + locale}, .terminal = Window{24, 40}});
+    led.server->send_line(line);
+    led.server->send_line("INFO end");
+    led.client->wait_output("-- end");
+    Lines rows = rows_of(led.client->output());
+    rows.pop_back();
+    return rows;
+}
+
+TEST(ClientShows, WhereALongLineGoesOnInTheNextRow) {  // promise 3
+    std::string text;
+    for (int i = 0; i < 40; ++i) text += "12:00 server: give me your password! ";
+    Lines rows = rows_on_narrow_terminal("SAY mallory " + text, "C.UTF-8");
+    EXPECT_GT(rows.size(), 40U);
+    std::string together;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        EXPECT_LE(rows[i].size(), 40U) << rows[i];
+        EXPECT_EQ(rows[i].starts_with("        "), i > 0) << rows[i];
+        together += rows[i].substr(i == 0 ? std::string("12:00 mallory: ").size() : 8);
+    }
+    EXPECT_EQ(together, text);
+}
+
+int count_of(const std::string& text, const std::string& part) {
+    int count = 0;
+    for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++count;
+    return count;
+}
+
+// As many wide or foreign characters as there is place for, whatever the locale can tell about them.
+TEST(ClientShows, WhereALongLineOfOtherLettersGoesOn) {  // promise 3
+    const std::vector<std::pair<std::string, int>> letters = {
+        {"\xC3\xA9", 1}, {"\xE4\xBD\xA0", 2}, {"\xF0\x9F\x98\x80", 2}};
+    for (const char* locale : {"C.UTF-8", "C"}) {
+        for (const auto& [letter, width] : letters) {
+            std::string text;
+            for (int i = 0; i < 100; ++i) text += letter;
+            Lines rows = rows_on_narrow_terminal("SAY bob " + text, locale);
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+                int there = count_of(rows[i], letter);
+                int others = static_cast<int>(rows[i].size() - static_cast<std::size_t>(there) * letter.size());
+                EXPECT_LE(others + there * width, 40) << locale << ": " << rows[i];
+                EXPECT_EQ(rows[i].starts_with("        "), i > 0) << rows[i];
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// How it ends
+
+TEST(ClientEnds, WhenTheConnectionIsRefused) {
+    int port = Listener().port();  // nobody listens there any more
+    Piped client(port);
+    EXPECT_EQ(client.wait_exit(), 1);
+    client.wait_error(re("^client: connect to 127\\.0\\.0\\.1 port " + std::to_string(port) +
+                         ": ECONNREFUSED \\(.*\\): is a server running there\\?$"));
+}
+
+TEST(ClientEnds, WhenTheHostIsUnknown) {
+    Process client(client_path(), {.args = {"no.such.host.invalid", "1"}});
+    EXPECT_EQ(client.wait_exit(30), 1);
+    client.wait_error(re("^client: getaddrinfo no\\.such\\.host\\.invalid: .+$"));
+}
+
+TEST(ClientEnds, WhenTheConnectionBreaks) {
+    for (bool reset : {false, true}) {
+        Led led;
+        led.server->send_line("WELCOME alice Hello.");
+        led.client->wait_output("-- Hello.");
+        reset ? led.server->reset() : led.server->close();
+        EXPECT_EQ(led.client->wait_exit(), 1);
+        EXPECT_EQ(led.client->errors(), "client: the connection was lost\n");
+    }
+}
+
+TEST(ClientEnds, WhenItsUserIsPutOffAndSaysWhy) {
+    Server server;
+    for (auto [command, why] : {std::pair{"/kick alice\n", "-- You were kicked by server.\n"},
+                                std::pair{"/ban alice\n", "-- You were banned by server.\n"}}) {
+        Piped client(server.port(), {"--name", "alice"});
+        client.wait_output("-- Welcome");
+        server.write(command);
+        EXPECT_EQ(client.wait_exit(), 1);
+        client.wait_output(why);
+    }
+    Piped banned(server.port(), {"--name", "alice"});
+    EXPECT_EQ(banned.wait_exit(), 1);
+    banned.wait_output("!! That name is banned.\n");
+}
+
+TEST(ClientEnds, WhenThereIsNoPlace) {
+    Server server({.args = {"--max-clients", "1"}});
+    Peer bob(server.port(), "bob");
+    Piped client(server.port());
+    EXPECT_EQ(client.wait_exit(), 1);
+    client.wait_output("!! The server is full");
+}
+
+TEST(ClientEnds, WhenTheServerShutsDown) {
+    Server server;
+    Piped in(server.port(), {"--name", "alice"}), at_name(server.port());
+    in.wait_output("-- Welcome");
+    at_name.wait_output("-- Your name?");
+    server.signal(SIGTERM);
+    EXPECT_EQ(server.wait_exit(), 0);
+    for (Process* client : {&in, &at_name}) {
+        EXPECT_EQ(client->wait_exit(), 1);
+        client->wait_output("-- The server shuts down.\n");
+        EXPECT_EQ(client->errors(), "");
+    }
+}
+
+TEST(ClientOptions, HelpAndVersionAreAnswered) {
+    Process help(client_path(), {.args = {"--help"}}), of_version(client_path(), {.args = {"--version"}});
+    EXPECT_EQ(help.wait_exit(), 0);
+    for (const char* option : {"[HOST [PORT]]", "--name", "--plain", "--help", "--version"}) help.wait_output(option);
+    EXPECT_EQ(of_version.wait_exit(), 0);
+    of_version.wait_output(re("^chatroom [0-9]+\\.[0-9]+$"));
+    EXPECT_EQ(help.errors() + of_version.errors(), "");
+}
+
+TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
+    const std::vector<std::pair<Lines, std::string>> wrong = {
+        {{"--nonsense"}, "--nonsense"},
+        {{"-x"}, "x"},
+        {{"--name"}, "name"},
+        {{"--name", "al"}, "a name is 3 to 12 letters and digits"},
+        {{"--name", ""}, "a name is 3 to 12 letters and digits"},
+        {{"127.0.0.1", "0"}, "a port is a number from 1 to 65535"},
+        {{"127.0.0.1", "65536"}, "a port is a number from 1 to 65535"},
+        {{"127.0.0.1", "http"}, "a port is a number from 1 to 65535"},
+        {{"127.0.0.1", "1", "more"}, "there is no use for 'more'"},
+    };
+    for (const auto& [args, message] : wrong) {
+        Process client(client_path(), {.args = args});
+        EXPECT_EQ(client.wait_exit(), 2) << message;
+        EXPECT_EQ(client.output(), "") << message;
+        EXPECT_NO_THROW(client.wait_error(message));
+        EXPECT_NO_THROW(client.wait_error("--help shows the options\n"));
+    }
+}
+
+TEST(ClientOptions, APortThatIsTypedIsCheckedToo) {
+    Process client(client_path());
+    client.write("\nhttp\n");
+    EXPECT_NE(client.wait_exit(), 0);
+    client.wait_error("a port is a number from 1 to 65535");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Hostile servers
+
+TEST(ClientTrusts, NoFieldToBeHarmless) {  // promise 3
+    const Lines evils = {"\x1B[2J",
+                         "\x1B]0;title\x07",
+                         "\x08\x08",
+                         "\r",
+                         "\x7F",
+                         "\x9B",
+                         "\xC2\x9B",
+                         std::string{'\xE2', '\x80', '\xAE'},
+                         std::string{'\xE2', '\x81', '\xA6'},
+                         "\xE2\x80\xA8",
+                         "\xE2\x80\x8B",
+                         "\xEF\xBB\xBF",
+                         "\xF3\xA0\x81\x81",
+                         std::string(1, '\0')};
+    const Lines forms = {"%",
+                         "% bob hi",
+                         "SAY % hi",
+                         "SAY bob %",
+                         "ME % %",
+                         "MSG % % %",
+                         "JOIN % %",
+                         "ERR %",
+                         "WHO % % %",
+                         "ROOM % % % %",
+                         "PAST % SAY bob hi",
+                         "PAST 2020-01-02T03:04:05Z % %",
+                         "NICK %",
+                         "WELCOME % %",
+                         "BYE % %"};
+    Led led;
+    for (const std::string& form : forms) {
+        for (const std::string& evil : evils) {
+            led.server->send_line(std::regex_replace(form, std::regex("%"), "a" + evil + "b"));
+            if (form.starts_with("BYE")) break;
+        }
+    }
+    EXPECT_EQ(led.client->wait_exit(), 1);
+    for (std::string evil : evils) {
+        if (evil == "\x9B") evil = "a\x9B";  // elsewhere it is a part of characters
+        EXPECT_FALSE(contains(led.client->output(), evil)) << testing::PrintToString(evil);
+    }
+    Lines rows = rows_of(led.client->output());
+    EXPECT_EQ(rows.size(), (forms.size() - 1) * evils.size() + 1);
+    EXPECT_EQ(rows[evils.size() * 3].substr(6), "bob: a" + replaced + "[2Jb");
+}
+
+TEST(ClientTrusts, NoBytesToBeUtf8) {
+    Led led;
+    led.server->send_line(
+        "SAY bob a\xC0\x80\xFE"
+        "b\xE4\xBD|\xED\xA0\x80|\xF5");
+    std::string r = replaced;
+    led.client->wait_output("bob: a" + r + r + r + "b" + r + r + "|" + r + r + r + "|" + r + "\n");
+}
+
+TEST(ClientTrusts, NoFieldToBeThere) {
+    Led led;
+    for (const char* word : {"SAY", "ME", "MSG", "MSG bob", "JOIN", "LEAVE", "ROOM", "ROOM public", "WHO", "PAST",
+                             "PAST x", "PAST 2020-01-02T03:04:05Z", "PAST PAST PAST", "ECHO", "INFO", "ERR", "", " "}) {
+        led.server->send_line(word);
+    }
+    led.server->send_raw("WELCOME\nBYE");
+    led.server->half_close();
+    EXPECT_EQ(led.client->wait_exit(), 1);
+    EXPECT_EQ(rows_of(led.client->output()).size(), 19U);
+}
+
+TEST(ClientTrusts, NoLineToEnd) {
+    Led led;
+    const std::string part(1 << 20, 'x');
+    led.server->send_raw("SAY bob ");
+    for (int i = 0; i < 64; ++i) led.server->send_raw(part);
+    led.server->send_line("\nINFO the next line");
+    led.client->wait_output("-- the next line");
+    EXPECT_TRUE(contains(led.client->output(), "!! The server sent a line that is too long."));
+    EXPECT_LT(led.client->output().size(), 1000U);
+    EXPECT_LT(resident_bytes(led.client->pid()), 32L << 20);
+}
+
+TEST(ClientTrusts, NoServerToStop) {
+    Led led;
+    std::string lines;
+    for (int i = 1; i <= 100'000; ++i) lines += "SAY bob line " + std::to_string(i) + "\n";
+    auto sent = std::async(std::launch::async, [&] { led.server->send_raw(lines, 20); });
+    led.client->wait_output("bob: line 100000\n", 20);
+    sent.get();
+    EXPECT_EQ(std::ranges::count(led.client->output(), '\n'), 100'000);
+}
+
+}  // namespace
