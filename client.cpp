@@ -1,66 +1,135 @@
 // client.cpp: the chat client. One thread, the reader, takes what the server sends to the screen; the other, the
 // writer, takes what is typed to the server.
 //
-//   read_server()     section 4   the reader: waits in recv(), and shows each line that comes
-//   write_server()    section 4   the writer: waits for the keyboard, and sends each line that is typed
+//   Client::read()          section 6   the reader: waits for the server, and shows each line that comes
+//   PlainClient::write()    section 7   the writer: waits for the keyboard, and sends each line that is typed
+//   ScreenClient::write()   section 11  the same for keys on the full screen
 //
 // The words that lines from the server begin with are defined in docs/protocol.md.
 
 #include <getopt.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/wait.h>
 #include <termios.h>
 
+#include <chrono>
+#include <climits>
 #include <clocale>
 #include <condition_variable>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <iomanip>
 #include <iostream>
+#include <map>
 #include <mutex>
+#include <random>
 #include <thread>
+#include <vector>
 
 #include "common.hpp"
 
 namespace {
 
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+using Lock = std::unique_lock<std::mutex>;
+
+std::string program;  // the name that it was started by, for messages
+
+struct UsageError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // ---------------------------------------------------------------------------------------------------------
 // 1. The terminal
 //
-// Without one, in a pipe, everything works as well: lines in, lines out.
+// Its settings belong to who started us, and are given back on every way out, a crash included. What signal handlers
+// need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
 
-termios terminal_as_found;                        // by hide_typing()
-volatile std::sig_atomic_t typing_is_hidden = 0;  // then the terminal has to be given back
+enum TerminalMode { as_found, typing_hidden, whole_screen };
 
-// Any thread, and signal handlers: tcsetattr() is async-signal-safe.
-void show_typing() {
-    if (typing_is_hidden == 0) return;
-    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_as_found);
-    typing_is_hidden = 0;
+termios terminal_as_found;                            // when its mode was changed
+volatile std::sig_atomic_t terminal_mode = as_found;  // if it is another, the terminal has to be given back
+volatile std::sig_atomic_t helper = 0;                // the process of --via, which must not outlive us
+
+const Wakeup* attention = nullptr;  // wakes the writer after a signal that concerns the screen
+
+// The window's title is saved; the other screen, no wrapping, the mouse, focus and pastes told. And all of it undone.
+constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
+constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
+
+void write_to_terminal(std::string_view bytes) {
+    while (!bytes.empty()) {
+        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
+        if (written < 0 && errno != EINTR && errno != EAGAIN) return;
+        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
+    }
 }
 
-// For a password. Does nothing where the input is no terminal.
-void hide_typing() {
-    if (typing_is_hidden != 0 || tcgetattr(STDIN_FILENO, &terminal_as_found) != 0) return;
-    typing_is_hidden = 1;
-    termios hidden = terminal_as_found;
-    hidden.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-    tcsetattr(STDIN_FILENO, TCSADRAIN, &hidden);
+// Any thread, and signal handlers.
+void set_terminal(TerminalMode mode) {
+    if (mode == terminal_mode) return;
+    if (terminal_mode == as_found && tcgetattr(STDIN_FILENO, &terminal_as_found) != 0) return;
+    termios wanted = terminal_as_found;
+    if (mode != as_found) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
+        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
+    }
+    if (terminal_mode == whole_screen) write_to_terminal(close_screen);
+    terminal_mode = mode;
+    tcsetattr(STDIN_FILENO, TCSANOW, &wanted);
+    if (mode == whole_screen) write_to_terminal(open_screen);
 }
 
-// Whatever ends us, the terminal shows again what is typed; then the signal does what it always does.
-void handle_signals() {
+bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
+
+void catch_signal(int number, void (*handler)(int), int flags = 0) {
     struct sigaction action {};
-    action.sa_handler = [](int number) {
-        show_typing();
-        raise(number);
-    };
-    action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) sigaction(number, &action, nullptr);
-    action.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &action, nullptr);
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
 }
 
-// The keyboard, or whatever the standard input is.
+// Whatever ends us, the terminal is as it was; then the signal does what it always does.
+void end_by_signal(int number) {
+    set_terminal(as_found);
+    if (helper > 0) kill(static_cast<pid_t>(helper), SIGTERM);
+    raise(number);
+}
+
+// Ctrl-Z: the shell gets the terminal as it was, and we take it again after fg.
+void stop_by_signal(int number) {
+    const int saved = errno;
+    const auto mode = static_cast<TerminalMode>(terminal_mode);
+    set_terminal(as_found);
+    catch_signal(number, SIG_DFL);
+    raise(number);  // here it stops
+    catch_signal(number, stop_by_signal, SA_NODEFER);
+    set_terminal(mode);
+    if (attention != nullptr) attention->set();
+    errno = saved;
+}
+
+void handle_signals() {
+    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
+    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
+        catch_signal(number, end_by_signal, once);
+    }
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
+    catch_signal(SIGWINCH, [](int) {
+        if (attention != nullptr) attention->set();
+    });
+    catch_signal(SIGPIPE, SIG_IGN);
+}
+
+// The standard input, line by line: a terminal's, or a pipe's.
 class Keyboard {
    public:
     // Gives the next line; nothing at the end of the input, or when `stop` is set. Blocks until then.
@@ -72,7 +141,7 @@ class Keyboard {
             if (poll(polled.data(), polled.size(), -1) < 0) continue;
             if (polled[1].revents != 0) return std::nullopt;
             std::array<char, 2048> bytes{};
-            const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
+            const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
             if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
             at_end_ = count == 0 || (count < 0 && errno != EINTR);
         }
@@ -80,8 +149,9 @@ class Keyboard {
 
     // Asks a question before there is a connection; an empty answer, or none, takes the other.
     std::string ask(const std::string& question, const std::string& otherwise) {
-        std::cout << question << " [" << otherwise << "]: " << std::flush;
+        std::cout << question << (otherwise.empty() ? "" : " [" + otherwise + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
+        if (!answer && otherwise.empty()) throw std::runtime_error("the input ended before a server was chosen");
         const std::string text(answer ? trim(answer->text) : "");
         return text.empty() ? otherwise : text;
     }
@@ -92,62 +162,428 @@ class Keyboard {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 2. The connection
+// 2. The width of text
+//
+// What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
+// two letters of a flag. On the screen and in the line that is typed they stay together.
+
+constexpr char32_t joiner = 0x200D;
+
+bool is_flag_letter(char32_t code) { return code >= 0x1F1E6 && code <= 0x1F1FF; }
+
+// Gives the columns of a character by itself; 1 for what the locale does not know.
+int columns_of(char32_t code) {
+    const int columns = wcwidth(static_cast<wchar_t>(code));
+    return columns < 0 ? 1 : columns;
+}
+
+// Accents, variation selectors, skin colours, and the tags of a flag change the character before them.
+bool is_attached(char32_t code) {
+    const bool skin = code >= 0x1F3FB && code <= 0x1F3FF;
+    const bool tag = code >= 0xE0020 && code <= 0xE007F;
+    return code >= 0x300 && (skin || tag || code == joiner || columns_of(code) == 0);
+}
+
+// Gives the bytes of the first grapheme of a text, which is not empty. Bounded, whatever the text is.
+std::size_t grapheme(std::string_view text) {
+    constexpr int most_characters = 16;
+    constexpr char32_t first_symbol = 0x2190;  // joiners join nothing before it
+    Character last = decode_utf8(text);
+    std::size_t bytes = last.bytes;
+    bool half_a_flag = is_flag_letter(last.code);
+    for (int count = 1; bytes < text.size() && count < most_characters; ++count) {
+        const Character next = decode_utf8(text.substr(bytes));
+        const bool joined = last.code == joiner && next.code >= first_symbol;
+        const bool flag = half_a_flag && is_flag_letter(next.code);
+        if (!is_attached(next.code) && !joined && !flag) break;
+        half_a_flag = false;
+        bytes += next.bytes;
+        last = next;
+    }
+    return bytes;
+}
+
+// Gives the columns of a grapheme: 1 or 2.
+int grapheme_columns(std::string_view text) {
+    const Character first = decode_utf8(text);
+    const bool flag = is_flag_letter(first.code) && text.size() > first.bytes;
+    const bool as_emoji = text.find("\xEF\xB8\x8F") != std::string_view::npos;  // U+FE0F
+    return flag || as_emoji ? 2 : std::max(columns_of(first.code), 1);
+}
+
+int columns_of(std::string_view text) {
+    int columns = 0;
+    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
+        bytes = grapheme(text);
+        columns += grapheme_columns(text.substr(0, bytes));
+    }
+    return columns;
+}
+
+// Gives text with spaces behind it, or cut off, so that it takes so many columns.
+std::string padded(std::string_view text, int columns) {
+    std::string result;
+    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
+        bytes = grapheme(text);
+        const int wide = grapheme_columns(text.substr(0, bytes));
+        if (wide > columns) break;
+        result += text.substr(0, bytes);
+        columns -= wide;
+    }
+    return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 3. Finding a server
+//
+// A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
+// is a stranger's claim, and is checked, cleaned and bounded.
+
+struct Address {
+    std::string host, port;
+};
+
+// Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
+Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
+    Address address{text, std::string(default_port)};
+    const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
+    const std::size_t colon = text.rfind(':');
+    if (bracket != std::string::npos) {
+        address.host = text.substr(1, bracket - 1);
+        if (bracket + 1 < text.size()) address.port = text.substr(std::min(bracket + 2, text.size()));
+    } else if (colon != std::string::npos && colon == text.find(':')) {
+        address = {text.substr(0, colon), text.substr(colon + 1)};
+    }
+    if (port) address.port = *port;
+    if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
+    return address;
+}
+
+struct Found {
+    Address address;
+    std::string people, title;
+    bool password = false;
+};
+
+constexpr std::size_t most_found = 64;
+
+using Interfaces = std::unique_ptr<ifaddrs, decltype(&freeifaddrs)>;
+
+Interfaces list_interfaces() {
+    ifaddrs* list = nullptr;
+    if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
+    return {list, freeifaddrs};
+}
+
+// The sockets' calls know addresses of all families by this type.
+sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
+
+in_addr_t internet_address(const sockaddr* address) {
+    return address != nullptr && address->sa_family == AF_INET
+               ? reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr
+               : INADDR_ANY;
+}
+
+void ask_everybody(const Fd& socket, const std::string& question, const ifaddrs* interfaces) {
+    std::vector<in_addr_t> everybody{htonl(0x7FFFFFFF)};  // 127.255.255.255: all on this machine
+    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
+        if ((at->ifa_flags & IFF_BROADCAST) == 0 || internet_address(at->ifa_addr) == INADDR_ANY) continue;
+        everybody.push_back(internet_address(at->ifa_broadaddr));
+    }
+    for (const in_addr_t address : everybody) {
+        sockaddr_in to{};
+        to.sin_family = AF_INET;
+        to.sin_port = htons(discovery_port);
+        to.sin_addr.s_addr = address;
+        sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
+    }
+}
+
+// Takes an answer apart, or gives nothing if it is none to our question.
+std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
+    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    Found found;
+    found.address.port = take_word(answer);
+    found.people = take_word(answer);
+    const std::string_view login = take_word(answer);
+    found.password = login == "password";
+    found.title = clean(answer);
+    const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
+    return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
+}
+
+// A server on this machine answers on each of its networks: it is taken for one.
+std::string sender_text(sockaddr_in& from, const ifaddrs* interfaces) {
+    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
+        if (internet_address(at->ifa_addr) == from.sin_addr.s_addr) return "127.0.0.1";
+    }
+    return address_text(generic(from), sizeof from);
+}
+
+void add_if_new(std::vector<Found>& all, const Found& found) {
+    const bool known = std::any_of(all.begin(), all.end(), [&](const Found& other) {
+        return other.address.host == found.address.host && other.address.port == found.address.port;
+    });
+    if (!known && all.size() < most_found) all.push_back(found);
+}
+
+// Takes in the answers that come until a time.
+void collect_answers(const Fd& socket, std::string_view nonce, const ifaddrs* interfaces, Clock::time_point until,
+                     std::vector<Found>& all) {
+    while (Clock::now() < until) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+        pollfd polled{socket.get(), POLLIN, 0};
+        if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
+        std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
+        sockaddr_in from{};
+        socklen_t length = sizeof from;
+        const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
+        if (count <= 0) continue;
+        std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
+        if (!found) continue;
+        found->address.host = sender_text(from, interfaces);
+        add_if_new(all, *found);
+    }
+}
+
+// Gives the servers that answer within a second. Throws if this cannot be asked at all.
+std::vector<Found> find_servers() {
+    const Interfaces interfaces = list_interfaces();
+    const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
+    const int yes = 1;
+    if (!socket || setsockopt(socket.get(), SOL_SOCKET, SO_BROADCAST, &yes, sizeof yes) != 0) throw_errno("socket");
+    std::random_device random;
+    const std::string nonce = std::to_string(random()) + std::to_string(random());
+    std::vector<Found> all;
+    for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
+        ask_everybody(socket, make_question(nonce), interfaces.get());
+        collect_answers(socket, nonce, interfaces.get(), Clock::now() + 500ms, all);
+    }
+    return all;
+}
+
+void print(const std::vector<Found>& all) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const Found& found = all[i];
+        std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
+                  << padded(found.address.host + ':' + found.address.port, 21) << "  " << found.people << " there"
+                  << (found.password ? ", password needed\n" : "\n");
+    }
+}
+
+// Lets the person choose a server, or say where there is one.
+Address choose_server(Keyboard& keyboard) {
+    std::vector<Found> all;
+    if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
+        std::cout << "Looking for servers on the local network ..." << std::endl;
+        all = find_servers();
+        std::cout << (all.empty() ? "None has answered.\n" : "");
+    }
+    if (all.empty()) {
+        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
+        return read_address(address.host, keyboard.ask("Port", address.port));
+    }
+    print(all);
+    while (true) {
+        const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
+        const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
+        if (number) return all[static_cast<std::size_t>(*number - 1)].address;
+        if (!answer.empty() && !parse_number(answer, 0, LONG_MAX)) return read_address(answer);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 4. The connection
+//
+// A TCP connection, or a program that was started to reach the server in its own way (--via): then its standard input
+// and output are our socket's other end, and what it says on its standard error is told as well.
+
+constexpr auto connect_limit = 5s;
+
+// Where the server is, looked up once: whoever comes back does not have to wait for name servers.
+struct Target {
+    std::string name;  // for the person
+    std::string via;   // a command; empty: the addresses
+    AddressList addresses{nullptr, freeaddrinfo};
+};
+
+// Connects, and gives 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
+int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
+    fcntl(socket.get(), F_SETFL, O_NONBLOCK);
+    if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
+    std::array<pollfd, 2> polled{{{socket.get(), POLLOUT, 0}, {stop.fd(), POLLIN, 0}}};
+    const int limit = std::chrono::milliseconds(connect_limit).count();
+    int ready = 0;
+    do ready = poll(polled.data(), polled.size(), limit);
+    while (ready < 0 && errno == EINTR);
+    if (polled[0].revents == 0) return ETIMEDOUT;
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+    fcntl(socket.get(), F_SETFL, 0);
+    return error;
+}
+
+std::string connect_advice(int error) {
+    if (error == ETIMEDOUT) return "no answer within 5 seconds: is the address right, and does a firewall let it in?";
+    return error_text(error) + (error == ECONNREFUSED ? ": is a server running there?" : "");
+}
+
+// Tries the addresses in turn. Throws if none answers, with what was wrong with each.
+Fd connect_to(const Target& target, const Wakeup& stop) {
+    std::string problem = "connect to " + target.name + ":";
+    for (const addrinfo* at = target.addresses.get(); at != nullptr; at = at->ai_next) {
+        Fd socket(::socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, at->ai_protocol));
+        const int error = socket ? connect_within_limit(socket, *at, stop) : errno;
+        if (error == 0) return socket;
+        const bool several = target.addresses->ai_next != nullptr;
+        const std::string which = several ? address_text(at->ai_addr, at->ai_addrlen) + ": " : "";
+        problem += (at == target.addresses.get() ? " " : "; ") + which + connect_advice(error);
+    }
+    throw std::runtime_error(problem);
+}
+
+// In the child, after fork(): becomes the command. What is called here is async-signal-safe.
+[[noreturn]] void become(char* const* arguments, int socket, int errors, bool may_ask) {
+    dup2(socket, STDIN_FILENO);
+    dup2(socket, STDOUT_FILENO);
+    dup2(errors, STDERR_FILENO);
+    signal(SIGPIPE, SIG_DFL);
+    if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
+    execv("/bin/sh", arguments);
+    _exit(127);
+}
 
 class Connection {
    public:
-    // Tries the addresses of the host in turn. Blocks until one answers; throws if none does.
-    Connection(const std::string& host, const std::string& port) {
-        const AddressList addresses = resolve(host, port);
-        int error = 0;
-        for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
-            socket_ = Fd(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
-            if (socket_ && connect(socket_.get(), at->ai_addr, at->ai_addrlen) == 0) return;
-            error = errno;
+    // Blocks until there is one. may_ask: a command may use the terminal, as ssh does to ask for a password. Throws.
+    Connection(const Target& target, const Wakeup& stop, bool may_ask) {
+        if (target.via.empty()) {
+            socket_ = connect_to(target, stop);
+        } else {
+            start(target.via, may_ask);
         }
-        errno = error;
-        throw_errno("connect to " + host + " port " + port, error == ECONNREFUSED ? "is a server running there?" : "");
+        const int yes = 1;  // so that the system finds out when the other side has vanished without a word
+        setsockopt(socket_.get(), SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
+    ~Connection() { end_helper(); }
+
+    // Says how many bytes the system has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
+    // connection that is broken takes everything; it is the reader who finds out.
+    [[nodiscard]] std::size_t send_text(std::string_view text, int flags) const {
+        std::size_t sent = 0;
+        while (sent < text.size()) {
+            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
+            if (count < 0 && errno == EAGAIN) return sent;
+            if (count < 0 && errno != EINTR) return text.size();
+            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
+        }
+        return sent;
     }
 
-    // Blocks until the system has taken the line. False: the connection is broken.
-    bool send_line(std::string_view line) const {
-        const std::string text = std::string(line) + '\n';
-        for (std::string_view rest = text; !rest.empty();) {
-            const ssize_t sent = send(socket_.get(), rest.data(), rest.size(), 0);
-            if (sent < 0 && errno != EINTR) return false;
-            rest.remove_prefix(sent < 0 ? 0 : static_cast<std::size_t>(sent));
-        }
-        return true;
-    }
+    [[nodiscard]] int fd() const { return socket_.get(); }
 
-    // Gives the next line, cleaned: the server is not trusted to have done it (promise 3). Nothing at the end of the
-    // connection. Blocks until then. Only the reader.
-    std::optional<std::string> read_line() {
-        while (true) {
-            if (const std::optional<Line> line = lines_.next()) {
-                return line->too_long ? "ERR The server sent a line that is too long." : clean(line->text);
+    // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
+    // end of the connection. Blocks until then. Only the reader.
+    std::optional<std::vector<std::string>> receive() {
+        std::vector<std::string> lines;
+        while (lines.empty()) {
+            std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
+            if (poll(polled.data(), polled.size(), -1) < 0) continue;
+            if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
+            const bool over = polled[0].revents != 0 && !fill(socket_, inbox_);
+            if (over) hear_last_words();
+            while (const std::optional<Line> line = told_.next()) {
+                if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
             }
-            if (!(std::cout << std::flush)) return std::nullopt;  // nobody reads what we print
-            std::array<char, 4096> bytes{};
-            const ssize_t count = recv(socket_.get(), bytes.data(), bytes.size(), 0);
-            if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
-            if (count == 0 || (count < 0 && errno != EINTR)) return std::nullopt;
+            while (const std::optional<Line> line = inbox_.next()) {
+                lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
+            }
+            if (over && lines.empty()) return std::nullopt;
         }
+        return lines;
     }
 
     // Any thread: the other's recv() or send() ends.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
 
    private:
-    Fd socket_;
-    LineBuffer lines_{max_server_line};
+    // Adds what is there to be read. False at the end.
+    static bool fill(const Fd& from, LineBuffer& lines) {
+        std::array<char, 65536> bytes{};
+        const ssize_t count = ::read(from.get(), bytes.data(), bytes.size());
+        if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
+        return count > 0 || (count < 0 && errno == EINTR);
+    }
+
+    void start(const std::string& command, bool may_ask) {
+        std::array<int, 2> sockets{}, errors{};
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets.data()) != 0) throw_errno("socketpair");
+        socket_ = Fd(sockets[0]);
+        const Fd its_socket(sockets[1]);
+        if (pipe(errors.data()) != 0) throw_errno("pipe");
+        errors_ = Fd(errors[0]);
+        const Fd its_errors(errors[1]);
+        for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
+        std::string shell = "sh", option = "-c", line = "exec " + command;
+        const std::array<char*, 4> arguments{shell.data(), option.data(), line.data(), nullptr};
+        helper_ = fork();
+        if (helper_ < 0) throw_errno("fork");
+        if (helper_ == 0) become(arguments.data(), its_socket.get(), its_errors.get(), may_ask);
+        helper = static_cast<std::sig_atomic_t>(helper_);
+    }
+
+    // A command that has ended may have said why.
+    void hear_last_words() {
+        if (helper_ <= 0) return;
+        pollfd polled{errors_.get(), POLLIN, 0};
+        while (errors_ && poll(&polled, 1, 200) > 0 && fill(errors_, told_)) continue;
+        const int status = end_helper();
+        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
+            told_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        }
+    }
+
+    // Ends the command, if it has not ended by itself, and gives its status.
+    int end_helper() {
+        int status = 0;
+        if (helper_ <= 0) return status;
+        end();
+        bool gone = waitpid(helper_, &status, WNOHANG) != 0;
+        if (!gone) kill(helper_, SIGTERM);
+        for (int i = 0; i < 100 && !gone; ++i) {
+            std::this_thread::sleep_for(10ms);
+            gone = waitpid(helper_, &status, WNOHANG) != 0;
+        }
+        if (!gone && kill(helper_, SIGKILL) == 0) waitpid(helper_, &status, 0);
+        helper = 0;
+        helper_ = 0;
+        return status;
+    }
+
+    Fd socket_, errors_;
+    pid_t helper_ = 0;  // 0: there is none
+    LineBuffer inbox_{max_server_line}, told_{max_line};
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 3. What the server's words look like
+// 5. What the server's words look like
 //
 // A line begins with the time and then with who speaks: "alice:" for what is said, "*" for /me, "alice -> bob:" in
-// private; "--" and "!!" are the server's notices and refusals, and "==" is /echo. No name looks like these marks.
+// private; "--" and "!!" are the server's notices and refusals, and "==" is /echo. No name looks like these marks. So
+// they are told apart without colours too.
+
+enum class Style : unsigned char { plain, faint, error, whisper, mention, mark, bar, button, chosen, names };
+
+// What is shown of a line, but for the time.
+struct Entry {
+    std::time_t time = 0;
+    Style style = Style::plain;
+    std::size_t name = 0;  // bytes of the text that are the speaker's name
+    std::string text = {};
+};
 
 // Gives the time of day, and the date if it is not today's.
 std::string time_shown(std::time_t time) {
@@ -165,188 +601,1670 @@ std::time_t wire_time(const std::string& text) {
 
 struct Form {
     std::string_view word;
-    int fields;
+    std::size_t fields;
     std::string_view look;  // %1 to %5 are fields, %t is the text behind them
+    Style style;
 };
 
 constexpr Form forms[] = {
-    {"SAY", 1, "%1: %t"},
-    {"ME", 1, "* %1 %t"},
-    {"MSG", 2, "%1 -> %2: %t"},
-    {"BLOCKED", 1, "(blocked) %1: %t"},
-    {"ECHO", 0, "== %t"},
-    {"ERR", 0, "!! %t"},
-    {"REFUSE", 0, "!! %t"},
-    {"BAN", 0, "!! %t"},
-    {"JOIN", 1, "-- %1 %t"},
-    {"LEAVE", 1, "-- %1 %t"},
-    {"OWNER", 1, "-- %1 %t"},
-    {"ROOM", 3, "-- %t"},
-    {"WHO", 2, "-- %2 in %1: %t"},
-    {"ROOMS", 1, "-- %1 %t"},
-    {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t"},
-    {"BYE", 1, "-- %t"},
-    {"INFO", 0, "-- %t"},
-    {"WELCOME", 1, "-- %t"},
-    {"NICK", 0, "-- %t"},
-    {"PASS", 0, "-- %t"},
-    {"NEWPASS", 0, "-- %t"},
+    {"SAY", 1, "%1: %t", Style::plain},
+    {"ME", 1, "* %1 %t", Style::plain},
+    {"MSG", 2, "%1 -> %2: %t", Style::whisper},
+    {"BLOCKED", 1, "(blocked) %1: %t", Style::faint},
+    {"ECHO", 0, "== %t", Style::plain},
+    {"ERR", 0, "!! %t", Style::error},
+    {"REFUSE", 0, "!! %t", Style::error},
+    {"BAN", 0, "!! %t", Style::error},
+    {"JOIN", 1, "-- %1 %t", Style::faint},
+    {"LEAVE", 1, "-- %1 %t", Style::faint},
+    {"OWNER", 1, "-- %1 %t", Style::faint},
+    {"ROOM", 3, "-- %t", Style::faint},
+    {"WHO", 2, "-- %2 in %1: %t", Style::faint},
+    {"ROOMS", 1, "-- %1 %t", Style::faint},
+    {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t", Style::faint},
+    {"BYE", 1, "-- %t", Style::faint},
+    {"INFO", 0, "-- %t", Style::faint},
+    {"WELCOME", 1, "-- %t", Style::faint},
+    {"NICK", 0, "-- %t", Style::faint},
+    {"PASS", 0, "-- %t", Style::faint},
+    {"NEWPASS", 0, "-- %t", Style::faint},
+    {"", 0, "-- %t", Style::faint},  // a word of a newer server
 };
 
-// Gives what a line from the server looks like to a person, without the time.
-std::string in_words(std::string_view line) {
-    std::string_view text = line;
-    const std::string_view word = take_word(text);
-    const auto* form = std::find_if(std::begin(forms), std::end(forms), [&](const Form& f) { return f.word == word; });
-    if (form == std::end(forms)) return "-- " + std::string(line);  // a word of a newer server
-    std::array<std::string_view, 5> fields;
-    for (int i = 0; i < form->fields; ++i) fields.at(static_cast<std::size_t>(i)) = take_word(text);
-    std::string result;
-    for (std::size_t i = 0; i < form->look.size(); ++i) {
-        if (form->look[i] != '%') {
-            result += form->look[i];
-        } else {
+// A line from the server, taken apart. It views the line, which has to outlive it.
+struct Message {
+    explicit Message(std::string_view line) : past(line.starts_with("PAST ")), text(line) {
+        if (past) {
+            take_word(text);
+            time = wire_time(std::string(take_word(text)));
+        }
+        const std::string_view whole = text;
+        word = take_word(text);
+        form = std::find_if(std::begin(forms), std::end(forms) - 1, [&](const Form& f) { return f.word == word; });
+        if (form->word.empty()) text = whole;
+        for (std::size_t i = 0; i < form->fields; ++i) fields.at(i) = take_word(text);
+    }
+
+    // Gives what it looks like to a person.
+    [[nodiscard]] Entry entry() const {
+        Entry entry{time, form->style, form->look.starts_with("%1") ? fields[0].size() : 0};
+        for (std::size_t i = 0; i < form->look.size(); ++i) {
+            if (form->look[i] != '%') {
+                entry.text += form->look[i];
+                continue;
+            }
             const char which = form->look[++i];
-            result += which == 't' ? text : fields.at(static_cast<std::size_t>(which - '1'));
+            entry.text += which == 't' ? text : fields.at(static_cast<std::size_t>(which - '1'));
         }
+        return entry;
     }
-    return result;
-}
 
-void show(std::string_view line) {
+    bool past;
     std::time_t time = std::time(nullptr);
-    if (line.starts_with("PAST ")) {
-        take_word(line);
-        time = wire_time(std::string(take_word(line)));
-    }
-    std::cout << wrapped(time_shown(time) + ' ' + in_words(line), screen_width()) << '\n';
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// 4. The two threads
-
-// What the threads tell each other.
-struct Session {
-    std::mutex mutex;
-    std::condition_variable changed;
-    bool may_send = false;  // guarded: the server has asked a question, or the login is complete
-    bool welcome = false;   // guarded: the login is complete
-    bool ended = false;     // guarded
-    Wakeup over;            // set with `ended`: gets the writer out of poll()
-
-    bool gave_up = false;  // guarded: we ended it ourselves, and have said why
-
-    int status = 1;                   // only the reader, until it is joined
-    std::optional<std::string> name;  // likewise: from --name, empty once it has been sent
-
-    void note(bool& what, bool value) {
-        const std::scoped_lock lock(mutex);
-        what = value;
-        changed.notify_all();
-    }
+    std::string_view word, text;
+    std::array<std::string_view, 5> fields = {};
+    const Form* form = nullptr;
 };
 
-// Ends the connection from our side.
-void give_up(Session& session, const Connection& server, const std::string& why) {
-    std::cerr << "client: " << why << std::endl;
-    session.note(session.gave_up, true);
-    server.end();
-}
-
-// Answers NICK or PASS, or lets the writer do it.
-void take_question(Session& session, const Connection& server, bool password) {
-    if (!password && session.name && !session.name->empty()) {
-        server.send_line(std::exchange(*session.name, ""));
-        return;
-    }
-    if (!password && session.name && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
-        return give_up(session, server, "the server did not take the name");
-    }
-    session.note(session.may_send, true);
-}
-
-// The reader: shows what the server sends, until the end of the connection.
-void read_server(Session& session, Connection& server) {
-    bool said_why = false;
-    while (!said_why && std::cout) {
-        const std::optional<std::string> line = server.read_line();
-        if (!line) break;
-        std::string_view rest = *line;
-        const std::string_view word = take_word(rest);
-        if (word == "PASS" || word == "NEWPASS") hide_typing();  // before it is asked for, or keys could be seen
-        show(*line);
-        if (word == "NICK") take_question(session, server, false);
-        if (word == "PASS" || word == "NEWPASS") take_question(session, server, true);
-        if (word == "WELCOME") {
-            session.note(session.welcome, true);
-            session.note(session.may_send, true);
-        }
-        said_why = word == "BYE" || word == "REFUSE" || word == "BAN";
-        session.status = word == "BYE" && take_word(rest) == "QUIT" ? 0 : 1;
-    }
-    std::cout << std::flush;
-    if (const std::scoped_lock lock(session.mutex); !said_why && !session.gave_up && std::cout) {
-        std::cerr << "client: the connection was lost\n";
-    }
-    session.note(session.ended, true);
-    session.over.set();
-    server.end();
-}
-
-// Waits until the server listens to a line of ours; false if it will not any more.
-bool wait_to_send(Session& session) {
-    std::unique_lock lock(session.mutex);
-    session.changed.wait(lock, [&] { return session.may_send || session.ended; });
-    session.may_send = session.welcome;  // during the login each question takes one line
-    return !session.ended;
-}
-
-// The writer: sends what is typed. The end of the input means /quit.
-void write_server(Session& session, const Connection& server, Keyboard& keyboard) {
-    while (const std::optional<Line> line = keyboard.read_line(session.over)) {
-        if (!wait_to_send(session)) return;
-        if (typing_is_hidden != 0) std::cout << std::endl;
-        show_typing();
-        if (line->too_long) {
-            std::cerr << "client: that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (!server.send_line(line->text)) {
-            return;
-        }
-    }
-    if (!wait_to_send(session)) return;
-    if (const std::scoped_lock lock(session.mutex); session.welcome) {
-        server.send_line("/quit");
-        return;
-    }
-    give_up(session, server, "the input ended before the login was complete");
-}
-
 // ---------------------------------------------------------------------------------------------------------
-// 5. Starting
+// 6. The client: what both forms share
+//
+// It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
+// when the connection breaks it comes back. How lines are shown and typed is left to the two forms, plain and screen.
 
-std::string_view program;  // the name that it was started by
+// What the line that is typed next answers.
+enum class Question { none, name, password, new_password, repeated_password };
 
-constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
-  --name NAME   log in under this name
-  --plain       lines in, lines out, without a screen
-  --help        show this
-  --version     show the version
-Without HOST it asks for host and port.
-)";
-
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
+struct RoomListed {
+    long number = 0, people = 0;
+    std::string name, creator;
+    std::time_t created = 0;
+    bool code = false;  // is needed
 };
 
 struct Options {
-    std::optional<std::string> name, host, port;
+    std::optional<std::string> name, host, port, via;
+    bool plain = false, list = false;
+    std::string color = "auto", bell = "mention";
 };
+
+class Client {
+   public:
+    Client(Target target, const Options& options) : target_(std::move(target)), name_to_send_(options.name) {
+        server_ = std::make_shared<Connection>(target_, over_, true);
+    }
+    Client(const Client&) = delete;
+    Client& operator=(const Client&) = delete;
+    virtual ~Client() = default;
+
+    // Blocks until the chat is over, and gives the exit status.
+    int run() {
+        std::thread reader(&Client::read, this);
+        if (wait_until([this] { return heard_; })) write();
+        reader.join();
+        set_terminal(as_found);
+        say_goodbye();
+        return status_;
+    }
+
+   protected:
+    // What the forms do in their own ways. The first two are called with the mutex held.
+    virtual void show(const Message& message, Entry entry) = 0;
+    virtual void changed() = 0;  // lines have been shown, or a question came: time to let the person see it
+    virtual void write() = 0;    // the writer: blocks until the chat is over
+    virtual void say_goodbye() {
+        if (!why_.empty()) std::cerr << why_ << std::endl;
+    }
+    [[nodiscard]] virtual bool anybody_looks() const { return true; }
+
+    // The writer: waits until something holds; false if the chat is over before.
+    template <typename Condition>
+    bool wait_until(Condition holds) {
+        Lock lock(mutex_);
+        happened_.wait(lock, [&] { return ended_ || holds(); });
+        return !ended_;
+    }
+
+    // The writer: takes a line that the person has entered, to be sent by flush(). False: not now.
+    bool submit(const Lock& lock, const std::string& text) {
+        if (question_ == Question::none && !welcome_) return false;
+        if (question_ >= Question::password && !take_password(lock, text)) return true;
+        if (question_ == Question::none) leaving_ = same_name(trim(text), "/quit") || same_name(trim(text), "/exit");
+        question_ = Question::none;
+        (outgoing_ += text) += '\n';
+        return true;
+    }
+
+    // The writer: sends what was submitted; without MSG_DONTWAIT in `flags` it blocks while the server takes nothing.
+    // Gives the connection if it has not taken all.
+    std::shared_ptr<Connection> flush(int flags) {
+        Lock lock(mutex_);
+        const std::shared_ptr<Connection> server = server_;
+        const std::string text = std::exchange(outgoing_, "");
+        lock.unlock();
+        const std::size_t sent = server->send_text(text, flags);
+        lock.lock();
+        if (server == server_) outgoing_.insert(0, text, sent);
+        return sent == text.size() ? nullptr : server;
+    }
+
+    // Any thread: ends the chat from our side.
+    void give_up(const Lock& /*held*/, const std::string& why) {
+        if (!why.empty()) why_ = "client: " + why;
+        leaving_ = true;
+        ended_ = true;
+        happened_.notify_all();
+        over_.set();
+        server_->end();
+    }
+
+    // Shows something of our own.
+    void tell(const Lock& /*held*/, std::string_view line) {
+        const Message message(line);
+        show(message, message.entry());
+    }
+
+    const Target target_;
+    Wakeup over_;                        // set once, when the chat is over
+    Wakeup attention_;                   // set when the writer should look up
+    std::chrono::milliseconds pace_{0};  // the reader's pause after what it has shown: more is shown at once
+
+    // All that follows is guarded by the mutex.
+    std::mutex mutex_;
+    std::condition_variable happened_;
+    Question question_ = Question::none;
+    bool welcome_ = false;                        // the login is complete, and the connection stands
+    bool ended_ = false;                          // the chat is over
+    std::string why_;                             // it is, if the server has not told why
+    std::string farewell_;                        // what the server told
+    std::string trouble_;                         // what is wrong with the connection now
+    std::string name_;                            // ours, as the server has it
+    std::string room_ = "public";                 // where we are
+    std::string code_ = "-";                      // of that room
+    std::string owner_;                           // of that room
+    std::map<std::string, std::string> members_;  // of that room: folded name to name
+    std::deque<std::string> speakers_;            // who spoke last comes first
+    std::vector<RoomListed> rooms_;               // as listed last
+
+   private:
+    static constexpr std::size_t most_listed = 10000;  // members or rooms: a server could name a million
+    static constexpr std::size_t most_speakers = 100;
+
+    // ---- The reader
+
+    void read() {
+        do {
+            const std::shared_ptr<Connection> server = server_;
+            while (const std::optional<std::vector<std::string>> lines = server->receive()) {
+                if (!take_all(*lines)) break;
+                std::this_thread::sleep_for(pace_);
+            }
+        } while (come_back());
+        const Lock lock(mutex_);
+        if (!dismissed_ && !ended_ && anybody_looks()) why_ = "client: the connection was lost";
+        give_up(lock, "");
+    }
+
+    // False: what may come after these does not matter any more.
+    bool take_all(const std::vector<std::string>& lines) {
+        const Lock lock(mutex_);
+        for (const std::string& line : lines) take(lock, line);
+        heard_ = true;
+        changed();
+        happened_.notify_all();
+        return !dismissed_ && anybody_looks();
+    }
+
+    void take(const Lock& lock, std::string_view line) {
+        struct Act {
+            std::string_view word;
+            void (Client::*act)(const Lock&, const Message&);
+        };
+        static constexpr Act acts[] = {
+            {"NICK", &Client::asked_name},
+            {"PASS", &Client::asked_password},
+            {"NEWPASS", &Client::asked_new},
+            {"WELCOME", &Client::welcomed},
+            {"ROOM", &Client::entered},
+            {"WHO", &Client::named},
+            {"OWNER", &Client::owned},
+            {"JOIN", &Client::joined},
+            {"LEAVE", &Client::left},
+            {"SAY", &Client::said},
+            {"ME", &Client::said},
+            {"ROOMS", &Client::list_begins},
+            {"LIST", &Client::listed},
+            {"BYE", &Client::turned_away},
+            {"REFUSE", &Client::turned_away},
+            {"BAN", &Client::turned_away},
+        };
+        const Message message(line);
+        if (dismissed_) return;
+        show(message, message.entry());
+        for (const Act& known : acts) {
+            if (known.word == message.word && !message.past) (this->*known.act)(lock, message);
+        }
+    }
+
+    // ---- The login
+
+    // Passwords are kept in memory alone, to come back with.
+    bool take_password(const Lock& lock, const std::string& text) {
+        if (question_ == Question::new_password && on_terminal()) {
+            question_ = Question::repeated_password;
+            password_ = text;
+            tell(lock, "INFO The same once more, please.");
+            return false;
+        }
+        if (question_ == Question::repeated_password && text != password_) {
+            question_ = Question::new_password;
+            tell(lock, "ERR That was not the same. Once again: the new password, please.");
+            return false;
+        }
+        password_ = text;
+        return true;
+    }
+
+    void answer(const std::string& text) {
+        if (server_->send_text(text + '\n', MSG_DONTWAIT) <= text.size()) server_->end();  // a login is never that long
+    }
+
+    void asked_name(const Lock& lock, const Message& /*message*/) {
+        if (name_to_send_ && !name_to_send_->empty()) {
+            answer(std::exchange(*name_to_send_, ""));
+        } else if (returning_) {  // the server has not yet noticed that we were gone
+            server_->end();
+        } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
+            give_up(lock, "the server did not take the name");
+        } else {
+            question_ = Question::name;
+        }
+    }
+
+    void asked_password(const Lock& /*held*/, const Message& /*message*/) {
+        if (returning_ && !password_to_send_.empty()) return answer(std::exchange(password_to_send_, ""));
+        question_ = Question::password;
+    }
+
+    void asked_new(const Lock& /*held*/, const Message& /*message*/) { question_ = Question::new_password; }
+
+    void welcomed(const Lock& /*held*/, const Message& message) {
+        name_ = message.fields[0];
+        welcome_ = true;
+        wait_ = 1s;
+        trouble_.clear();
+        if (std::exchange(returning_, false) && !same_name(room_, "public")) {
+            answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
+        }
+    }
+
+    // ---- The room, who is in it, and the others
+
+    void entered(const Lock& /*held*/, const Message& message) {
+        room_ = message.fields[0];
+        code_ = message.fields[1];
+        owner_.clear();
+        members_.clear();
+    }
+
+    void add_member(std::string_view name) {
+        if (valid_name(name) && members_.size() < most_listed) members_[fold(name)] = name;
+    }
+
+    void named(const Lock& /*held*/, const Message& message) {
+        if (!same_name(message.fields[0], room_)) return;
+        for (std::string_view rest = message.text; !rest.empty();) add_member(take_word(rest));
+    }
+
+    void owned(const Lock& /*held*/, const Message& message) { owner_ = message.fields[0]; }
+    void joined(const Lock& /*held*/, const Message& message) { add_member(message.fields[0]); }
+    void left(const Lock& /*held*/, const Message& message) { members_.erase(fold(message.fields[0])); }
+
+    void said(const Lock& /*held*/, const Message& message) {
+        const std::string speaker(message.fields[0]);
+        if (!valid_name(speaker) || (!speakers_.empty() && speakers_.front() == speaker)) return;
+        speakers_.erase(std::remove(speakers_.begin(), speakers_.end(), speaker), speakers_.end());
+        speakers_.push_front(speaker);
+        if (speakers_.size() > most_speakers) speakers_.pop_back();
+    }
+
+    void list_begins(const Lock& /*held*/, const Message& message) {
+        listing_.clear();
+        to_be_listed_ = static_cast<std::size_t>(parse_number(message.fields[0], 0, most_listed).value_or(most_listed));
+    }
+
+    void listed(const Lock& /*held*/, const Message& message) {
+        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
+        listing_.push_back({number(0), number(2), std::string(message.fields[1]), std::string(message.fields[3]),
+                            wire_time(std::string(message.fields[4])), message.text == "CODE"});
+        if (listing_.size() < to_be_listed_) return;
+        rooms_ = std::exchange(listing_, {});
+        to_be_listed_ = most_listed;
+    }
+
+    // ---- The end, and coming back
+
+    // Who was dropped for being slow may come back. Who was silent for too long may not: the limit would be none.
+    void turned_away(const Lock& /*held*/, const Message& message) {
+        const bool slow = message.word == "BYE" && message.fields[0] == "SLOW";
+        farewell_ = message.text;
+        dismissed_ = !slow;
+        status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+    }
+
+    // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
+    bool come_back() {
+        constexpr auto longest_wait = 30s;
+        Lock lock(mutex_);
+        if (name_.empty() || dismissed_ || leaving_ || !on_terminal()) return false;
+        welcome_ = false;
+        returning_ = true;
+        question_ = Question::none;
+        for (std::string problem = "The connection was lost"; !ended_;) {
+            const std::chrono::seconds wait = std::exchange(wait_, std::min(wait_ * 2, longest_wait));
+            trouble_ = "trying again in " + std::to_string(wait.count()) + " s";
+            if (wait < longest_wait) tell(lock, "ERR " + problem + "; " + trouble_ + ".");
+            changed();
+            happened_.wait_for(lock, wait, [this] { return ended_; });
+            lock.unlock();
+            problem = connect_again();
+            lock.lock();
+            if (problem.empty()) return !ended_;
+        }
+        return false;
+    }
+
+    // Says what went wrong, if anything did. Blocks for connect_limit at most, without the mutex.
+    std::string connect_again() {
+        try {
+            auto server = std::make_shared<Connection>(target_, over_, false);
+            const Lock lock(mutex_);
+            server_ = std::move(server);
+            name_to_send_ = name_;
+            password_to_send_ = password_;
+            outgoing_.clear();
+            return "";
+        } catch (const std::exception& error) {
+            return error.what();
+        }
+    }
+
+    // Guarded by the mutex.
+    std::shared_ptr<Connection> server_;       // replaced by the reader alone
+    std::string outgoing_;                     // lines, to be sent by flush()
+    bool heard_ = false;                       // the server's first line is here
+    bool dismissed_ = false;                   // the server has ended the chat for good
+    bool leaving_ = false;                     // we have
+    int status_ = 1;                           // what to exit with
+    std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
+    std::string password_, password_to_send_;  // likewise
+    bool returning_ = false;                   // to a chat in which we were before
+    std::chrono::seconds wait_ = 1s;           // before the next try to come back
+    std::vector<RoomListed> listing_;          // of an answer that is not complete
+    std::size_t to_be_listed_ = most_listed;   // how many there will be
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. The plain form
+//
+// Lines in, lines out: on a terminal, and in pipes, where the next line is read only when it is the server's turn to
+// take one. The end of the input means /quit.
+
+class PlainClient : public Client {
+   public:
+    PlainClient(Target target, const Options& options, Keyboard& keyboard)
+        : Client(std::move(target), options), keyboard_(keyboard) {}
+
+   private:
+    void show(const Message& message, Entry entry) override {
+        if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
+        std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
+    }
+
+    void changed() override {
+        std::cout << std::flush;
+        set_terminal(question_ >= Question::password ? typing_hidden : as_found);
+    }
+
+    [[nodiscard]] bool anybody_looks() const override { return static_cast<bool>(std::cout); }
+
+    void write() override {
+        while (wait_until([this] { return welcome_ || question_ != Question::none; })) {
+            const std::optional<Line> line = keyboard_.read_line(over_);
+            Lock lock(mutex_);
+            if (!line) return leave(lock);
+            take(lock, *line);
+            changed();
+            lock.unlock();
+            flush(0);
+        }
+    }
+
+    void take(const Lock& lock, const Line& line) {
+        if (terminal_mode == typing_hidden) std::cout << std::endl;
+        if (line.too_long) {
+            std::cerr << "client: that line has more than " << max_line << " bytes and was not sent\n";
+        } else if (!submit(lock, line.text)) {
+            tell(lock, "ERR There is no connection: that line was not sent.");
+        }
+    }
+
+    void leave(Lock& lock) {
+        if (ended_) return;
+        if (!welcome_) return give_up(lock, "the input ended before the login was complete");
+        submit(lock, "/quit");
+        lock.unlock();
+        flush(0);
+    }
+
+    Keyboard& keyboard_;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 8. Keys, and the line that is typed
+//
+// A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
+// that is typed with them, grapheme by grapheme.
+
+enum class Key {
+    text,
+    enter,
+    tab,
+    back_tab,
+    backspace,
+    erase,
+    erase_or_quit,
+    kill_before,
+    kill_after,
+    kill_word,
+    left,
+    right,
+    word_left,
+    word_right,
+    up,
+    down,
+    home,
+    end,
+    page_up,
+    page_down,
+    escape,
+    redraw,
+    info,
+    rooms,
+    paste,
+    click,
+    wheel_up,
+    wheel_down,
+    focus_in,
+    focus_out,
+    unknown
+};
+
+struct Typed {
+    Key key = Key::unknown;
+    std::string text = {};    // what was typed or pasted
+    int row = 0, column = 0;  // of a click
+};
+
+struct Sequence {
+    std::string_view bytes;
+    Key key;
+};
+
+constexpr Sequence sequences[] = {
+    {"\x01", Key::home},
+    {"\x02", Key::left},
+    {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},
+    {"\x06", Key::right},
+    {"\x07", Key::info},
+    {"\x08", Key::backspace},
+    {"\t", Key::tab},
+    {"\n", Key::enter},
+    {"\x0B", Key::kill_after},
+    {"\x0C", Key::redraw},
+    {"\r", Key::enter},
+    {"\x0E", Key::down},
+    {"\x10", Key::up},
+    {"\x12", Key::rooms},
+    {"\x15", Key::kill_before},
+    {"\x17", Key::kill_word},
+    {"\x7F", Key::backspace},
+    {"\33", Key::escape},
+    {"\33b", Key::word_left},
+    {"\33f", Key::word_right},
+    {"\33\x7F", Key::kill_word},
+    {"\33[A", Key::up},
+    {"\33[B", Key::down},
+    {"\33[C", Key::right},
+    {"\33[D", Key::left},
+    {"\33[H", Key::home},
+    {"\33[F", Key::end},
+    {"\33OA", Key::up},
+    {"\33OB", Key::down},
+    {"\33OC", Key::right},
+    {"\33OD", Key::left},
+    {"\33OH", Key::home},
+    {"\33OF", Key::end},
+    {"\33OP", Key::info},
+    {"\33OQ", Key::rooms},
+    {"\33[1~", Key::home},
+    {"\33[3~", Key::erase},
+    {"\33[4~", Key::end},
+    {"\33[5~", Key::page_up},
+    {"\33[6~", Key::page_down},
+    {"\33[7~", Key::home},
+    {"\33[8~", Key::end},
+    {"\33[11~", Key::info},
+    {"\33[12~", Key::rooms},
+    {"\33[Z", Key::back_tab},
+    {"\33[1;3C", Key::word_right},
+    {"\33[1;3D", Key::word_left},
+    {"\33[1;5C", Key::word_right},
+    {"\33[1;5D", Key::word_left},
+    {"\33[I", Key::focus_in},
+    {"\33[O", Key::focus_out},
+    {"\33[200~", Key::paste},
+};
+
+class Keys {
+   public:
+    void add(std::string_view bytes) { bytes_ += bytes; }
+
+    // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
+    [[nodiscard]] bool unfinished() const { return !bytes_.empty(); }
+
+    // Gives the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
+    std::optional<Typed> next(bool all) {
+        if (bytes_.empty()) return std::nullopt;
+        if (bytes_.starts_with(paste_begins)) return pasted();
+        const std::size_t length = key_length();
+        if (length == 0 && !all) return std::nullopt;
+        const std::string bytes = bytes_.substr(0, std::max<std::size_t>(length, 1));
+        bytes_.erase(0, bytes.size());
+        return decoded(bytes);
+    }
+
+   private:
+    static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
+    static constexpr std::size_t longest_sequence = 32;
+    static constexpr std::size_t longest_paste = 1024UL * 1024;
+
+    // Gives the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
+    [[nodiscard]] std::size_t key_length() const {
+        if (bytes_[0] == '\33') return sequence_length();
+        if (is_control(bytes_[0])) return 1;
+        std::size_t end = 0;
+        while (end < bytes_.size() && !is_control(bytes_[end])) {
+            const Character next = decode_utf8(std::string_view(bytes_).substr(end));
+            if (!next.valid && bytes_.size() - end < 4) break;  // the rest of it may be on its way
+            end += next.bytes;
+        }
+        return end;
+    }
+
+    static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
+
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
+    [[nodiscard]] std::size_t sequence_length() const {
+        if (bytes_.size() < 2) return 0;
+        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
+        for (std::size_t i = 2; i < bytes_.size(); ++i) {
+            if (bytes_[i] >= '@' || i > longest_sequence) return i + 1;
+        }
+        return 0;
+    }
+
+    static Typed decoded(const std::string& bytes) {
+        if (!is_control(bytes[0])) return {Key::text, bytes};
+        if (bytes.starts_with("\33[<")) return mouse(bytes);
+        const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
+                                         [&](const Sequence& sequence) { return sequence.bytes == bytes; });
+        return {found == std::end(sequences) ? Key::unknown : found->key};
+    }
+
+    // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
+    static Typed mouse(const std::string& bytes) {
+        int button = -1, column = 0, row = 0;
+        char what = '\0';
+        if (sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what) != 4 || what != 'M') return {};
+        const Key key = button == 0    ? Key::click
+                        : button == 64 ? Key::wheel_up
+                        : button == 65 ? Key::wheel_down
+                                       : Key::unknown;
+        return {key, "", row - 1, column - 1};
+    }
+
+    std::optional<Typed> pasted() {
+        const std::size_t end = bytes_.find(paste_ends);
+        if (end == std::string::npos && bytes_.size() < longest_paste) return std::nullopt;
+        const std::string text = bytes_.substr(paste_begins.size(), end - paste_begins.size());
+        bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
+        return Typed{Key::paste, text};
+    }
+
+    std::string bytes_;
+};
+
+class Editor {
+   public:
+    [[nodiscard]] const std::string& text() const { return text_; }
+    [[nodiscard]] std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
+
+    // Puts text in at the cursor; false if the line would become longer than a line may be.
+    bool insert(std::string_view bytes) {
+        const std::string cleaned = clean(bytes);
+        if (text_.size() + cleaned.size() > max_line) return false;
+        text_.insert(cursor_, cleaned);
+        move_to(cursor_ + cleaned.size());
+        return true;
+    }
+
+    // Puts text in the place of all that stands between `from` and the cursor.
+    void replace_from(std::size_t from, std::string_view bytes) {
+        erase(from, cursor_);
+        insert(bytes);
+    }
+
+    // Gives the line that was typed, and begins an empty one.
+    std::string take() {
+        cursor_ = 0;
+        return std::exchange(text_, "");
+    }
+
+    void remember(const std::string& line) {
+        if (history_.empty() || history_.back() != line) history_.push_back(line);
+        if (history_.size() > history_limit) history_.pop_front();
+        recalled_ = history_.size();
+    }
+
+    // Does what the key is for, if it is one for editing.
+    void press(Key key) {
+        switch (key) {
+            case Key::left: return move_to(left());
+            case Key::right: return move_to(right());
+            case Key::word_left: return move_to(word_left());
+            case Key::word_right: return move_to(word_right());
+            case Key::home: return move_to(0);
+            case Key::end: return move_to(text_.size());
+            case Key::backspace: return erase(left(), cursor_);
+            case Key::erase_or_quit:
+            case Key::erase: return erase(cursor_, right());
+            case Key::kill_before: return erase(0, cursor_);
+            case Key::kill_after: return erase(cursor_, text_.size());
+            case Key::kill_word: return erase(word_left(), cursor_);
+            case Key::up: return recall(recalled_ - 1);
+            case Key::down: return recall(recalled_ + 1);
+            default: return;
+        }
+    }
+
+   private:
+    static constexpr std::size_t history_limit = 500;
+
+    // Where the graphemes begin that the cursor may go to: what was typed may have joined two of them.
+    void move_to(std::size_t at) {
+        std::size_t boundary = 0;
+        while (boundary < at) boundary += grapheme(std::string_view(text_).substr(boundary));
+        cursor_ = boundary;
+    }
+
+    void erase(std::size_t from, std::size_t to) {
+        text_.erase(from, to - from);
+        move_to(from);
+    }
+
+    [[nodiscard]] std::size_t left() const {
+        std::size_t before = 0;
+        for (std::size_t at = 0; at < cursor_; at += grapheme(std::string_view(text_).substr(at))) before = at;
+        return before;
+    }
+
+    [[nodiscard]] std::size_t right() const {
+        return cursor_ == text_.size() ? cursor_ : cursor_ + grapheme(std::string_view(text_).substr(cursor_));
+    }
+
+    [[nodiscard]] std::size_t word_left() const {
+        std::size_t at = cursor_;
+        while (at > 0 && text_[at - 1] == ' ') --at;
+        while (at > 0 && text_[at - 1] != ' ') --at;
+        return at;
+    }
+
+    [[nodiscard]] std::size_t word_right() const {
+        const std::size_t word = std::min(text_.find_first_not_of(' ', cursor_), text_.size());
+        return std::min(text_.find(' ', word), text_.size());
+    }
+
+    // Shows a line of the history; behind the last one is what was being typed.
+    void recall(std::size_t which) {
+        if (which > history_.size()) return;  // also before the first
+        if (recalled_ == history_.size()) draft_ = text_;
+        recalled_ = which;
+        text_ = which == history_.size() ? draft_ : history_[which];
+        move_to(text_.size());
+    }
+
+    std::string text_;
+    std::size_t cursor_ = 0;  // a byte of text_, the first of a grapheme, or its end
+    std::deque<std::string> history_;
+    std::size_t recalled_ = 0;  // the line of history_ that is shown; its end: none
+    std::string draft_;         // what was typed before an older line was recalled
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 9. The canvas, and the display
+//
+// All that is to be seen is painted on a canvas anew, whatever its size; what would not fit is left out. The display
+// compares that with what the terminal shows, and sends what is different.
+
+struct Look {
+    const char *color, *without;  // for ESC [ m
+};
+
+constexpr Look looks[] = {
+    {"", ""},       {"90", "2"},      {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"},
+    {"97;44", "7"}, {"30;47", "1;7"}, {"7", "7"},    {"32", "1"}, {"35", "1"}, {"36", "1"},
+    {"94", "1"},    {"92", "1"},      {"95", "1"},   {"96", "1"}, {"34", "1"},
+};
+constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(Style::names);
+
+// The same name always has the same colour.
+Style style_of_name(std::string_view name) {
+    std::size_t sum = 0;
+    for (const char c : fold(name)) sum = sum * 31 + static_cast<unsigned char>(c);
+    return static_cast<Style>(static_cast<std::size_t>(Style::names) + sum % name_styles);
+}
+
+struct Cell {
+    std::string text = " ";  // a grapheme; empty: the second column of the one before
+    Style style = Style::plain;
+    bool operator==(const Cell&) const = default;
+};
+
+struct Canvas {
+    Canvas(int all_rows, int all_columns)
+        : rows(all_rows),
+          columns(all_columns),
+          cells(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+
+    Cell& at(int row, int column) {
+        return cells[static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
+                     static_cast<std::size_t>(column)];
+    }
+
+    // Writes text, but for what lies before the column `from` or from `to` on; gives the column behind it.
+    int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
+        to = std::min(to, columns);
+        for (std::size_t bytes = 0; !text.empty() && column < to; text.remove_prefix(bytes)) {
+            bytes = grapheme(text);
+            const int wide = grapheme_columns(text.substr(0, bytes));
+            if (row >= 0 && row < rows && column >= from && column + wide <= to) {
+                const bool bare = columns_of(decode_utf8(text).code) == 0;  // an accent with nothing to stand on
+                at(row, column) = {(bare ? " " : "") + std::string(text.substr(0, bytes)), style};
+                if (wide == 2) at(row, column + 1) = {"", style};
+            }
+            column += wide;
+        }
+        return column;
+    }
+
+    void fill(int row, std::string_view text, Style style, int to) {
+        for (int column = 0; column < std::min(to, columns); ++column) put(row, column, text, style, to);
+    }
+
+    int rows, columns;
+    std::vector<Cell> cells;
+    int cursor_row = 0, cursor_column = 0;
+};
+
+class Display {
+   public:
+    explicit Display(bool colors) : colors_(colors) {}
+
+    // The terminal may show anything: the next canvas is sent whole.
+    void forget() { shown_ = Canvas(0, 0); }
+
+    // Brings the terminal to show a canvas. `more` is sent with it: a bell, a title.
+    void show(Canvas canvas, const std::string& more) {
+        out_ = more;
+        row_ = -1;
+        if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
+            out_ += "\33[m\33[2J";
+            style_ = Style::plain;
+            shown_ = Canvas(canvas.rows, canvas.columns);
+        }
+        for (int row = 0; row < canvas.rows; ++row) show_row(canvas, row);
+        const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
+        if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
+        shown_ = std::move(canvas);
+        write_to_terminal(out_);
+    }
+
+   private:
+    // Terminals do not agree on how wide some graphemes are: then all that is behind them in the row is sent again.
+    void show_row(Canvas& canvas, int row) {
+        bool all = false;
+        for (int column = 0; column < canvas.columns; ++column) {
+            const Cell& cell = canvas.at(row, column);
+            const Cell& old = shown_.at(row, column);
+            if (!all && cell == old) continue;
+            all = all || is_doubtful(cell) || is_doubtful(old);
+            if (!cell.text.empty()) send(cell, row, column);
+        }
+    }
+
+    static bool is_doubtful(const Cell& cell) {
+        return cell.text.size() > 1 && decode_utf8(cell.text).bytes < cell.text.size();
+    }
+
+    void send(const Cell& cell, int row, int column) {
+        if (row != row_ || column != column_) move_to(row, column);
+        if (cell.style != style_) {
+            const Look& look = looks[static_cast<std::size_t>(cell.style)];
+            const std::string_view codes = colors_ ? look.color : look.without;
+            ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
+            out_ += 'm';
+            style_ = cell.style;
+        }
+        if (is_doubtful(cell)) {
+            out_ += "  ";  // the terminal may take it to be narrower
+            move_to(row, column);
+        }
+        out_ += cell.text;
+        column_ = is_doubtful(cell) ? -1 : column + grapheme_columns(cell.text);
+    }
+
+    void move_to(int row, int column) {
+        out_ += "\33[" + std::to_string(row + 1) + ';' + std::to_string(column + 1) + 'H';
+        row_ = row;
+        column_ = column;
+    }
+
+    bool colors_;
+    Canvas shown_{0, 0};          // what the terminal shows
+    std::string out_;             // what it is about to be sent
+    int row_ = -1, column_ = -1;  // where its cursor is, if that is known
+    Style style_ = Style::plain;  // and what it writes in
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 10. The scrollback
+//
+// What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
+// when older ones are forgotten.
+
+struct Piece {
+    std::string text;
+    Style style;
+};
+using Row = std::vector<Piece>;
+
+// Cuts text at words into rows of so many columns: the first one, and those after it.
+std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
+    std::vector<std::string_view> rows;
+    std::size_t start = 0, word = 0;  // where the row and the last word in it begin
+    int column = 0, word_column = 0, room = first;
+    for (std::size_t at = 0, bytes = 0; at < text.size(); at += bytes) {
+        bytes = grapheme(text.substr(at));
+        column += grapheme_columns(text.substr(at, bytes));
+        if (text[at] == ' ') {  // at the end of a row it may stand over
+            word = at + bytes;
+            word_column = column;
+        } else if (column > room && at > start) {
+            if (word <= start) word = at, word_column = column - grapheme_columns(text.substr(at, bytes));
+            rows.push_back(text.substr(start, word - start));
+            start = word;
+            column -= word_column;
+            room = others;
+        }
+    }
+    rows.push_back(text.substr(start));
+    return rows;
+}
+
+Row ruled(const std::string& text, int columns, Style style) {
+    std::string row = "── " + text + ' ';
+    for (int column = columns_of(row); column < columns; ++column) row += "─";
+    return {{row, style}};
+}
+
+class Scrollback {
+   public:
+    void add(Entry entry) {
+        bytes_ += entry.text.size();
+        entries_.push_back(std::move(entry));
+        while (entries_.size() > most_entries || bytes_ > most_bytes) {
+            bytes_ -= entries_.front().text.size();
+            entries_.pop_front();
+            ++first_;
+        }
+    }
+
+    [[nodiscard]] bool follows() const { return !bottom_; }
+    void follow() { bottom_.reset(); }
+
+    // The next line that is added will be the first one unread.
+    void mark() { mark_ = first_ + entries_.size(); }
+    void unmark() { mark_.reset(); }
+    [[nodiscard]] bool marked() const { return mark_.has_value(); }
+
+    // Gives the rows for a window of so many: the last ones, or those that were scrolled to.
+    [[nodiscard]] std::vector<Row> rows(int height, int columns) const {
+        std::vector<Row> all;  // the lowest one first
+        const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
+        for (std::size_t number = bottom.number + 1;
+             number-- > first_ && std::cmp_less(all.size(), height + bottom.hidden);) {
+            std::vector<Row> more = rows_of(number, columns);
+            all.insert(all.end(), std::make_move_iterator(more.rbegin()), std::make_move_iterator(more.rend()));
+        }
+        all.erase(all.begin(), all.begin() + std::min(bottom.hidden, static_cast<long>(all.size())));
+        if (std::cmp_greater(all.size(), height)) all.resize(static_cast<std::size_t>(height));
+        std::reverse(all.begin(), all.end());
+        return all;
+    }
+
+    // Moves the window up by so many rows, or down. It stays within what there is.
+    void scroll(long up, int height, int columns) {
+        if (entries_.empty()) return;
+        const auto size = [&](std::size_t number) { return static_cast<long>(rows_of(number, columns).size()); };
+        Bottom at = bottom_.value_or(Bottom{last(), 0});
+        at.number = std::max(at.number, first_);
+        at.hidden += up;
+        for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
+        while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
+        at.hidden = std::min(at.hidden, size(at.number) - 1);
+        bottom_ = at;
+        const long missing = height - static_cast<long>(rows(height, columns).size());
+        if (missing > 0 && up > 0) scroll(-missing, height, columns);
+        if (at.number == last() && at.hidden <= 0) follow();
+    }
+
+   private:
+    static constexpr std::size_t most_entries = 10000;
+    static constexpr std::size_t most_bytes = 8UL * 1024 * 1024;
+
+    struct Bottom {
+        std::size_t number;  // of the lowest line in the window
+        long hidden;         // how many of its rows are below the window
+    };
+
+    [[nodiscard]] std::size_t last() const { return first_ + entries_.size() - 1; }
+    [[nodiscard]] const Entry& at(std::size_t number) const { return entries_[number - first_]; }
+
+    // Gives a line as it is shown: with a rule above it where the day changes, or where somebody left off.
+    [[nodiscard]] std::vector<Row> rows_of(std::size_t number, int columns) const {
+        const Entry& entry = at(number);
+        const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
+        std::vector<Row> rows;
+        if (day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
+            rows.push_back(ruled(day(entry.time), columns, Style::faint));
+        }
+        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
+        const std::string stamp = columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
+        const int width = static_cast<int>(stamp.size());
+        const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
+        for (const std::string_view part :
+             wrap(entry.text, columns - width, columns - static_cast<int>(indent.size()))) {
+            const bool begins = part.data() == entry.text.data();
+            const std::size_t name = begins ? std::min(entry.name, part.size()) : 0;
+            rows.push_back({{begins ? stamp : indent, Style::faint},
+                            {std::string(part.substr(0, name)), style_of_name(part.substr(0, name))},
+                            {std::string(part.substr(name)), entry.style}});
+        }
+        return rows;
+    }
+
+    std::deque<Entry> entries_;
+    std::size_t bytes_ = 0;            // of their texts
+    std::size_t first_ = 0;            // the number of the oldest one that is kept
+    std::optional<Bottom> bottom_;     // none: the window shows the latest
+    std::optional<std::size_t> mark_;  // the first line unread
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 11. The full-screen form
+//
+// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which is typed, or a
+// question is answered. Each change paints everything anew. A click on something that can be clicked is the same as the
+// key that stands on it.
+
+enum class View { chat, rooms, info };
+
+constexpr std::string_view info_text =
+    R"(This is Chatroom: you talk with everybody who is in the same room of a server. What you type is sent with Enter.
+
+Keys
+  F1 or Ctrl-G           this page
+  F2 or Ctrl-R           the list of rooms, and how to make one
+  PgUp, PgDn, the wheel  what was said before
+  Up, Down               what you typed before
+  Tab                    completes a command, a name or a room; again: the next one
+  Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
+  Alt-B, Alt-F           a word back, a word forward
+  Ctrl-L                 draws the screen anew
+  Ctrl-Z, Ctrl-C         stops the client until fg; ends it
+  Shift and the mouse    marks text, as elsewhere
+
+In the list of rooms
+  arrows, Enter          choose a room, and go there; so does a double click
+  c  r  i  x             create a room; list them anew; this page; shut the server down with its exit code
+
+Commands
+  /help /who /rooms /time /quote       /help COMMAND explains one
+  /msg NAME TEXT   /reply TEXT         in private
+  /me TEXT   /echo TEXT   /ignore NAME
+  /create ROOM CODE   /join ROOM CODE   /leave
+  /password   /quit   /exit   /shutdown CODE
+Who owns a room: /kick NAME   /close
+The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
+
+Marks: -- is a notice, !! says that something was wrong, * what somebody does, a -> b: a message in private.)";
+
+class ScreenClient : public Client {
+   public:
+    ScreenClient(Target target, const Options& options, bool colors)
+        : Client(std::move(target), options), bell_when_(options.bell), display_(colors) {
+        attention = &attention_;
+        pace_ = 8ms;
+    }
+
+   private:
+    // A place that can be clicked: it stands for a key, or for a room in the list.
+    struct Spot {
+        int row, from, to;
+        Typed key;
+        std::optional<long> room = {};
+    };
+
+    // A question of ours, not the server's.
+    struct Prompt {
+        std::string label;
+        bool secret;
+        std::function<void(const Lock&, const std::string&)> then;
+    };
+
+    // ---- What comes (the reader)
+
+    void show(const Message& message, Entry entry) override {
+        const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
+        const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
+        entered_just_now_ = message.word == "ROOM" || beside;
+        if (message.word == "ROOM") view_ = View::chat;
+        if (message.word == "ERR") status_ = message.text;
+        if (answers_us || beside) return;
+        if (is_news(message)) announce(message, entry);
+        scrollback_.add(std::move(entry));
+    }
+
+    // Says whether somebody else says something now.
+    [[nodiscard]] bool is_news(const Message& message) const {
+        const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
+        return speech && !message.past && !same_name(message.fields[0], name_);
+    }
+
+    void announce(const Message& message, Entry& entry) {
+        const bool whisper = message.word == "MSG";
+        const bool mention = !whisper && has_word(message.text, name_);
+        if (mention) entry.style = Style::mention;
+        if (is_away()) {
+            if (!scrollback_.marked()) scrollback_.mark();
+            ++unread_;
+        }
+        const bool wanted =
+            bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
+        if (!wanted || Clock::now() - last_bell_ < 1s) return;
+        bell_ = true;
+        last_bell_ = Clock::now();
+    }
+
+    // Whether the name stands there as a word of its own.
+    static bool has_word(std::string_view text, std::string_view name) {
+        const std::string folded = fold(text), wanted = fold(name);
+        const auto is_part = [&](std::size_t i) {
+            return i < folded.size() && (is_letter(folded[i]) || is_digit(folded[i]));
+        };
+        for (std::size_t at = 0; !wanted.empty() && (at = folded.find(wanted, at)) != std::string::npos; ++at) {
+            if ((at == 0 || !is_part(at - 1)) && !is_part(at + wanted.size())) return true;
+        }
+        return false;
+    }
+
+    // The person does not see what comes.
+    [[nodiscard]] bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
+
+    void changed() override {
+        if (terminal_mode == whole_screen) draw();
+    }
+
+    // ---- What is typed (the writer)
+
+    void write() override {
+        set_terminal(whole_screen);
+        for (Lock lock(mutex_); !ended_;) {
+            draw();
+            const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            lock.unlock();
+            const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
+            lock.lock();
+            while (const std::optional<Typed> typed = keys_.next(timeout)) press(lock, *typed);
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < 60s) list_rooms(lock);
+        }
+    }
+
+    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over.
+    bool wait(int limit, const std::shared_ptr<Connection>& full) {
+        std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
+                                      {attention_.fd(), POLLIN, 0},
+                                      {over_.fd(), POLLIN, 0},
+                                      {full ? full->fd() : -1, POLLOUT, 0}}};
+        const int ready = poll(polled.data(), polled.size(), limit);
+        if (ready <= 0) return ready < 0;
+        if (polled[1].revents != 0) look_up();
+        if (polled[0].revents != 0 && !read_keys()) {
+            give_up(Lock(mutex_), "the terminal is gone");
+        }
+        return true;
+    }
+
+    // After a signal the terminal may have another size, or have been somebody else's for a while.
+    void look_up() {
+        attention_.clear();
+        const Lock lock(mutex_);
+        display_.forget();
+    }
+
+    bool read_keys() {
+        std::array<char, 4096> bytes{};
+        const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
+        if (count > 0) keys_.add({bytes.data(), static_cast<std::size_t>(count)});
+        return count > 0 || (count < 0 && errno == EINTR);
+    }
+
+    void press(const Lock& lock, const Typed& typed) {
+        last_key_ = Clock::now();
+        switch (typed.key) {
+            case Key::focus_in: focused_ = true; return;
+            case Key::focus_out: focused_ = false; return scrollback_.unmark();
+            case Key::redraw: return display_.forget();
+            case Key::click: return click(lock, typed);
+            case Key::rooms: return open(lock, View::rooms);
+            case Key::info: return open(lock, View::info);
+            default: break;
+        }
+        status_.clear();
+        if (typed.key != Key::tab) candidates_.clear();
+        if (is_asked()) return press_in_line(lock, typed, answer_);
+        switch (view_) {
+            case View::chat: return press_in_line(lock, typed, line_);
+            case View::rooms: return press_in_rooms(lock, typed);
+            case View::info: return press_in_info(typed);
+        }
+    }
+
+    void click(const Lock& lock, const Typed& typed) {
+        const auto hit = std::find_if(spots_.begin(), spots_.end(), [&](const Spot& spot) {
+            return spot.row == typed.row && spot.from <= typed.column && typed.column < spot.to;
+        });
+        if (hit == spots_.end()) return;
+        if (!hit->room) return press(lock, Typed(hit->key));
+        const bool twice = chosen_ == hit->room && Clock::now() - std::exchange(last_click_, Clock::now()) < 500ms;
+        chosen_ = *hit->room;
+        if (twice) join(lock);
+    }
+
+    void open(const Lock& lock, View view) {
+        view_ = view;
+        first_row_ = 0;
+        if (view == View::rooms) list_rooms(lock);
+    }
+
+    // ---- The chat, and the line
+
+    [[nodiscard]] bool is_asked() const { return question_ != Question::none || prompt_; }
+
+    void press_in_line(const Lock& lock, const Typed& typed, Editor& editor) {
+        switch (typed.key) {
+            case Key::text:
+                if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
+                return;
+            case Key::paste: return paste(lock, typed.text, editor);
+            case Key::enter: return enter(lock);
+            case Key::escape: prompt_.reset(); return;
+            case Key::tab: return complete();
+            case Key::page_up: return scrollback_.scroll(height_ - 1, height_, columns_);
+            case Key::page_down: return scrollback_.scroll(1 - height_, height_, columns_);
+            case Key::wheel_up: return scrollback_.scroll(3, height_, columns_);
+            case Key::wheel_down: return scrollback_.scroll(-3, height_, columns_);
+            default: break;
+        }
+        if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit(lock);
+        editor.press(typed.key);
+    }
+
+    void enter(const Lock& lock) {
+        if (question_ != Question::none) {
+            submit(lock, answer_.take());
+        } else if (prompt_) {
+            const Prompt prompt = *std::exchange(prompt_, std::nullopt);
+            prompt.then(lock, answer_.take());
+        } else {
+            say(lock, line_.text());
+        }
+    }
+
+    void say(const Lock& lock, const std::string& text) {
+        const std::string command(trim(text));
+        if (command.empty()) return;
+        if (same_name(command, "/quit") || same_name(command, "/exit")) return quit(lock);
+        if (same_name(command, "/rooms")) {
+            open(lock, View::rooms);
+        } else if (!submit(lock, text)) {
+            status_ = "There is no connection now: the line stays here.";
+            return;
+        }
+        line_.remember(line_.take());
+        scrollback_.unmark();
+        scrollback_.follow();
+    }
+
+    void quit(const Lock& lock) {
+        if (!submit(lock, "/quit")) give_up(lock, "");
+    }
+
+    // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
+    void paste(const Lock& /*held*/, std::string text, Editor& editor) {
+        std::replace(text.begin(), text.end(), '\r', '\n');
+        LineBuffer buffer(max_line);
+        buffer.add(text);
+        std::vector<std::string> lines;
+        for (std::optional<Line> line; (line = buffer.next()) || (line = buffer.last());) {
+            if (line->too_long) status_ = "A line of it is too long, and was left out.";
+            if (!line->text.empty()) lines.push_back(clean(line->text));
+        }
+        if (lines.size() > 1 && !is_asked()) {
+            const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
+            prompt_ = Prompt{question, false, [this, lines](const Lock& held, const std::string& answer) {
+                                 if (!answer.empty() && answer != "y") return;
+                                 for (const std::string& line : lines) submit(held, line);
+                             }};
+        } else if (!lines.empty() && !editor.insert(lines[0])) {
+            status_ = "That does not fit in a line.";
+        }
+    }
+
+    // Puts in the next of what the word before the cursor may become.
+    void complete() {
+        if (candidates_.empty()) {
+            const std::string before(line_.before_cursor());
+            completed_from_ = before.rfind(' ') + 1;
+            find_candidates(before);
+            candidate_ = 0;
+        }
+        if (candidates_.empty()) return;
+        line_.replace_from(completed_from_, candidates_[candidate_]);
+        candidate_ = (candidate_ + 1) % candidates_.size();
+    }
+
+    void find_candidates(const std::string& before) {
+        const std::string word = fold(before.substr(completed_from_));
+        const bool at_start = completed_from_ == 0;
+        const auto offer = [&](std::string_view text, const char* behind) {
+            const std::string candidate = std::string(text) + behind;
+            const bool known = std::find(candidates_.begin(), candidates_.end(), candidate) != candidates_.end();
+            if (!known && fold(text).starts_with(word)) candidates_.push_back(candidate);
+        };
+        if (at_start && word.starts_with('/')) {
+            for (std::string_view rest = info_text; rest.find('/') != std::string_view::npos;) {
+                rest.remove_prefix(rest.find('/'));
+                offer(rest.substr(0, rest.find_first_of(" \n")), " ");
+                rest.remove_prefix(1);
+            }
+        } else if (fold(before).starts_with("/join ")) {
+            for (const RoomListed& room : rooms_) offer(room.name, " ");
+        } else {
+            const char* behind = at_start ? ": " : " ";
+            for (const std::string& name : speakers_) {
+                if (members_.count(fold(name)) > 0 && name != name_) offer(name, behind);
+            }
+            for (const auto& [key, name] : members_) {
+                if (name != name_) offer(name, behind);
+            }
+        }
+    }
+
+    // ---- The list of rooms, and the page of help
+
+    void list_rooms(const Lock& lock) {
+        if (question_ == Question::none) submit(lock, "/rooms");
+    }
+
+    // Gives where the chosen room stands in the list, if it does.
+    [[nodiscard]] long chosen_index() const {
+        const auto found =
+            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
+        return found == rooms_.end() ? 0 : found - rooms_.begin();
+    }
+
+    void choose(long step) {
+        if (rooms_.empty()) return;
+        const long index = std::clamp(chosen_index() + step, 0L, static_cast<long>(rooms_.size()) - 1);
+        chosen_ = rooms_[static_cast<std::size_t>(index)].number;
+    }
+
+    void press_in_rooms(const Lock& lock, const Typed& typed) {
+        switch (typed.key) {
+            case Key::up: return choose(-1);
+            case Key::down: return choose(1);
+            case Key::wheel_up: return choose(-3);
+            case Key::wheel_down: return choose(3);
+            case Key::page_up: return choose(-height_);
+            case Key::page_down: return choose(height_);
+            case Key::home: return choose(-LONG_MAX / 2);
+            case Key::end: return choose(LONG_MAX / 2);
+            case Key::enter: return join(lock);
+            case Key::escape: view_ = View::chat; return;
+            case Key::text: break;
+            default: return;
+        }
+        switch (typed.text[0]) {
+            case 'c': return create();
+            case 'r': return list_rooms(lock);
+            case 'i': return open(lock, View::info);
+            case 'x': return shut_down();
+            default: return;
+        }
+    }
+
+    void join(const Lock& lock) {
+        if (rooms_.empty()) return;
+        const RoomListed& room = rooms_[static_cast<std::size_t>(chosen_index())];
+        const std::string command = "/join " + room.name;
+        if (same_name(room.name, room_)) {
+            view_ = View::chat;
+        } else if (room.code && !same_name(name_, "admin")) {
+            ask("The code of " + room.name + ": ", true,
+                [this, command](const Lock& held, const std::string& code) { submit(held, command + ' ' + code); });
+        } else {
+            submit(lock, command);
+        }
+    }
+
+    void create() {
+        ask("The new room's name: ", false, [this](const Lock&, const std::string& name) {
+            if (name.empty()) return;
+            ask("A code of five digits, or nothing: ", false, [this, name](const Lock& held, const std::string& code) {
+                submit(held, "/create " + name + ' ' + code);
+            });
+        });
+    }
+
+    void shut_down() {
+        ask("To shut the server down, its exit code: ", true, [this](const Lock& held, const std::string& code) {
+            if (!code.empty()) submit(held, "/shutdown " + code);
+        });
+    }
+
+    void ask(const std::string& label, bool secret, std::function<void(const Lock&, const std::string&)> then) {
+        answer_.take();
+        prompt_ = Prompt{label, secret, std::move(then)};
+    }
+
+    void press_in_info(const Typed& typed) {
+        switch (typed.key) {
+            case Key::up: --first_row_; break;
+            case Key::down: ++first_row_; break;
+            case Key::wheel_up: first_row_ -= 3; break;
+            case Key::wheel_down: first_row_ += 3; break;
+            case Key::page_up: first_row_ -= height_; break;
+            case Key::page_down: first_row_ += height_; break;
+            case Key::home: first_row_ = 0; break;
+            case Key::escape: view_ = View::chat; break;
+            default: break;
+        }
+        first_row_ = std::max(first_row_, 0);
+    }
+
+    // ---- Painting
+
+    void draw() {
+        winsize size{};
+        const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
+        Canvas canvas(known ? size.ws_row : 24, known ? size.ws_col : 80);
+        spots_.clear();
+        if (!is_away()) unread_ = 0;
+        const int top = canvas.rows >= 3 ? 1 : 0;
+        const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
+        switch (view_) {
+            case View::chat: draw_chat(canvas, top, bottom); break;
+            case View::rooms: draw_rooms(canvas, top, bottom); break;
+            case View::info: draw_info(canvas, top, bottom); break;
+        }
+        if (top > 0) draw_bar(canvas);
+        if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
+        draw_line(canvas);
+        display_.show(std::move(canvas), bell_and_title());
+    }
+
+    std::string bell_and_title() {
+        std::string text = std::exchange(bell_, false) ? "\a" : "";
+        const std::string title = (unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "") + room_ + " - Chatroom";
+        if (std::exchange(title_, title) != title) text += "\33]2;" + title + "\a";
+        return text;
+    }
+
+    // Paints something that can be clicked, and gives the column behind it.
+    int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
+        const int end = canvas.put(row, column, label, Style::button, canvas.columns);
+        spots_.push_back({row, column, end, key});
+        return end;
+    }
+
+    void draw_bar(Canvas& canvas) {
+        canvas.fill(0, " ", Style::bar, canvas.columns);
+        const std::string separator = "  ";
+        const std::string text = ' ' + room_ + separator + (code_ == "-" ? "NO CODE" : "code " + code_) + separator +
+                                 std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people") +
+                                 separator + (trouble_.empty() ? target_.name : trouble_);
+        canvas.put(0, 0, text, Style::bar, canvas.columns);
+        if (canvas.columns < wide) return;
+        const int column = button(canvas, 0, canvas.columns - 20, " F1 Info ", {Key::info});
+        button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
+    }
+
+    void draw_chat(Canvas& canvas, int top, int bottom) {
+        const int margin = canvas.columns >= wide ? 20 : 0;
+        height_ = std::max(bottom - top, 1);
+        columns_ = canvas.columns - margin;
+        const std::vector<Row> rows = scrollback_.rows(height_, columns_);
+        for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
+            int column = 0;
+            for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
+                column = canvas.put(top + i, column, piece.text, piece.style, columns_);
+            }
+        }
+        if (margin > 0) draw_members(canvas, top, bottom);
+    }
+
+    void draw_members(Canvas& canvas, int top, int bottom) {
+        auto member = members_.begin();
+        for (int row = top; row < bottom; ++row) {
+            int column = canvas.put(row, columns_, "│ ", Style::faint, canvas.columns);
+            const auto left = std::distance(member, members_.end());
+            if (left == 0) continue;
+            if (row == bottom - 1 && left > 1) {
+                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint, canvas.columns);
+                continue;
+            }
+            const std::string& name = (member++)->second;
+            column = canvas.put(row, column, name, style_of_name(name), canvas.columns);
+            const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
+            canvas.put(row, column, mark, Style::faint, canvas.columns);
+        }
+    }
+
+    void draw_rooms(Canvas& canvas, int top, int bottom) {
+        static const std::vector<std::pair<std::string, Typed>> buttons = {
+            {" Enter Join ", {Key::enter}},      {" c Create ", {Key::text, "c"}}, {" r Reload ", {Key::text, "r"}},
+            {" x Exit code ", {Key::text, "x"}}, {" i Info ", {Key::text, "i"}},   {" Esc Back ", {Key::escape}}};
+        int row = top, column = 0;
+        for (const auto& [label, key] : buttons) {
+            if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
+            column = button(canvas, row, column, label, key) + 1;
+        }
+        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint,
+                   canvas.columns);
+        draw_room_rows(canvas, row + 2, bottom);
+    }
+
+    static std::string room_row(const std::string& number, const std::string& name, const std::string& people,
+                                const std::string& code, const std::string& creator, const std::string& created) {
+        return padded(number, 6) + padded(name, 13) + padded(people, 8) + padded(code, 9) + padded(creator, 13) +
+               created;
+    }
+
+    void draw_room_rows(Canvas& canvas, int top, int bottom) {
+        height_ = std::max(bottom - top, 1);
+        const long chosen = chosen_index();
+        first_row_ = static_cast<int>(std::clamp<long>(first_row_, chosen - height_ + 1, chosen));
+        for (int row = top; row < bottom; ++row) {
+            const auto index = static_cast<std::size_t>(first_row_ + row - top);
+            if (index >= rooms_.size()) return;
+            const RoomListed& room = rooms_[index];
+            const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
+            canvas.fill(row, " ", style, canvas.columns);
+            canvas.put(
+                row, 0,
+                room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
+                         room.code ? "CODE" : "NO CODE", room.creator, local_time(room.created, "%Y-%m-%d %H:%M")),
+                style, canvas.columns);
+            spots_.push_back({row, 0, canvas.columns, {}, room.number});
+        }
+    }
+
+    void draw_info(Canvas& canvas, int top, int bottom) {
+        height_ = std::max(bottom - top, 1);
+        std::vector<std::string_view> rows;
+        for (std::string_view rest = info_text; !rest.empty();) {
+            const std::string_view line = rest.substr(0, rest.find('\n'));
+            rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+            for (const std::string_view part : wrap(line, canvas.columns, canvas.columns)) rows.push_back(part);
+        }
+        first_row_ = std::clamp(first_row_, 0, std::max(static_cast<int>(rows.size()) - height_, 0));
+        for (int row = top; row < bottom; ++row) {
+            const auto index = static_cast<std::size_t>(first_row_ + row - top);
+            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain, canvas.columns);
+        }
+    }
+
+    // Between the view and the line: what the person should know now.
+    void draw_rule(Canvas& canvas, int row) {
+        canvas.fill(row, "─", Style::faint, canvas.columns);
+        const bool older = view_ == View::chat && !scrollback_.follows();
+        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
+        const std::string text = !status_.empty() ? status_
+                                 : older          ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
+                                                  : news;
+        if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark, canvas.columns);
+    }
+
+    [[nodiscard]] std::string label() const {
+        switch (question_) {
+            case Question::name: return "Your name: ";
+            case Question::password: return "Password: ";
+            case Question::new_password: return "New password: ";
+            case Question::repeated_password: return "Once more: ";
+            case Question::none: break;
+        }
+        return prompt_ ? prompt_->label : "";
+    }
+
+    // The line that is typed. One that is wider than the screen is shown from half a screen's columns on, or two ...
+    void draw_line(Canvas& canvas) {
+        const int row = canvas.rows - 1;
+        canvas.cursor_row = row;
+        if (!is_asked() && view_ != View::chat) {
+            button(canvas, row, 0, " Esc Back ", {Key::escape});
+            return;
+        }
+        const Editor& editor = is_asked() ? answer_ : line_;
+        const bool secret =
+            question_ >= Question::password || (question_ == Question::none && prompt_ && prompt_->secret);
+        const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
+        const int room = canvas.columns - start;
+        const int cursor = columns_of(editor.before_cursor());
+        const int step = std::max(room / 2, 1);
+        const int hidden = cursor < room ? 0 : ((cursor - room) / step + 1) * step;
+        const std::string stars(static_cast<std::size_t>(columns_of(editor.text())), '*');
+        canvas.put(row, start - hidden, secret ? stars : editor.text(), Style::plain, canvas.columns, start);
+        canvas.cursor_column = std::min(start + cursor - hidden, canvas.columns - 1);
+    }
+
+    void say_goodbye() override {
+        std::cout << farewell_ << (farewell_.empty() ? "" : "\n") << std::flush;
+        Client::say_goodbye();
+    }
+
+    static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr int wide = 64;                              // columns from which on there is a margin
+
+    // Only the writer.
+    Keys keys_;
+
+    // Guarded by the mutex.
+    const std::string bell_when_;
+    Display display_;
+    View view_ = View::chat;
+    Scrollback scrollback_;
+    Editor line_, answer_;  // what is typed into the chat, and as the answer to a question
+    std::optional<Prompt> prompt_;
+    std::string status_;             // shown until the next key
+    std::string title_;              // of the window, as sent
+    bool focused_ = true;            // the terminal's window, if it tells
+    bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
+    bool bell_ = false;              // is to be rung
+    Clock::time_point last_bell_, last_click_, last_key_;
+    int unread_ = 0;
+    int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
+    int first_row_ = 0;                    // that is shown of the rooms or the help
+    long chosen_ = 0;                      // the number of a room
+    std::vector<Spot> spots_;              // as drawn last
+    std::vector<std::string> candidates_;  // for what is being completed
+    std::size_t candidate_ = 0, completed_from_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 12. Starting
+
+constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
+  --name NAME     log in under this name
+  --via COMMAND   reach the server through a program's standard input and output: 'ssh -W localhost:12345 HOST'
+  --list          list the servers on the local network
+  --plain         lines in, lines out, without a screen
+  --color WHEN    auto, always or never
+  --bell WHEN     off; private: on a private message; mention: on one's own name too; all: whatever is said
+  --help          show this
+  --version       show the version
+HOST may be HOST:PORT or [IPV6]:PORT. Without it, it looks for servers on the local network, and asks.
+)";
+
+std::string one_of(const std::string& name, const std::string& given, const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), given) != known.end()) return given;
+    std::string all;
+    for (const std::string& value : known) all += (all.empty() ? "" : value == known.back() ? " or " : ", ") + value;
+    throw UsageError(name + " takes " + all + ", not '" + given + "'");
+}
 
 // Throws a UsageError at a wrong one; --help and --version answer and exit.
 Options read_options(int argc, char** argv) {
-    enum { name, plain, help_text, version_text };
+    enum { name, via, list, plain, color, bell, help_text, version_text };
     static const option known[] = {{"name", required_argument, nullptr, name},
+                                   {"via", required_argument, nullptr, via},
+                                   {"list", no_argument, nullptr, list},
                                    {"plain", no_argument, nullptr, plain},
+                                   {"color", required_argument, nullptr, color},
+                                   {"bell", required_argument, nullptr, bell},
                                    {"help", no_argument, nullptr, help_text},
                                    {"version", no_argument, nullptr, version_text},
                                    {}};
@@ -354,7 +2272,11 @@ Options read_options(int argc, char** argv) {
     for (int found = 0; (found = getopt_long(argc, argv, "", known, nullptr)) != -1;) {
         switch (found) {
             case name: options.name = optarg; break;
-            case plain: break;  // the only form there is
+            case via: options.via = optarg; break;
+            case list: options.list = true; break;
+            case plain: options.plain = true; break;
+            case color: options.color = one_of("--color", optarg, {"auto", "always", "never"}); break;
+            case bell: options.bell = one_of("--bell", optarg, {"off", "private", "mention", "all"}); break;
             case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
@@ -366,34 +2288,53 @@ Options read_options(int argc, char** argv) {
     if (optind < argc) options.host = argv[optind++];
     if (optind < argc) options.port = argv[optind++];
     if (optind < argc) throw UsageError("there is no use for '" + std::string(argv[optind]) + "'");
-    if (options.port && !parse_number(*options.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
+    if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
+    if (options.host) read_address(*options.host, options.port);
     return options;
+}
+
+int list_servers() {
+    const std::vector<Found> all = find_servers();
+    print(all);
+    if (all.empty()) std::cerr << "No server has answered.\n";
+    return all.empty() ? 1 : 0;
+}
+
+Target find_target(const Options& options, Keyboard& keyboard) {
+    if (options.via) return {*options.via, *options.via};
+    const Address address = options.host ? read_address(*options.host, options.port) : choose_server(keyboard);
+    return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
+}
+
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? "" : value;
+}
+
+bool fits_screen(const Options& options) {
+    const std::string terminal = environment("TERM");
+    return !options.plain && on_terminal() && !terminal.empty() && terminal != "dumb";
+}
+
+bool wants_colors(const Options& options) {
+    return options.color == "always" || (options.color == "auto" && environment("NO_COLOR").empty());
 }
 
 int run(const Options& options) {
     handle_signals();
+    if (options.list) return list_servers();
     Keyboard keyboard;
-    const std::string host = options.host ? *options.host : keyboard.ask("Host", "127.0.0.1");
-    const std::string port = options.port   ? *options.port
-                             : options.host ? std::string(default_port)
-                                            : keyboard.ask("Port", std::string(default_port));
-    if (!parse_number(port, 1, 65535)) throw std::runtime_error("a port is a number from 1 to 65535");
-    Connection server(host, port);
-    Session session;
-    session.name = options.name;
-    std::thread reader([&] { read_server(session, server); });
-    write_server(session, server, keyboard);
-    reader.join();
-    show_typing();
-    return session.status;
+    Target target = find_target(options, keyboard);
+    if (!fits_screen(options)) return PlainClient(std::move(target), options, keyboard).run();
+    return ScreenClient(std::move(target), options, wants_colors(options)).run();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    program = argv[0];
-    program.remove_prefix(program.rfind('/') + 1);
+    program = std::filesystem::path(argv[0]).filename();
     std::setlocale(LC_CTYPE, "");
+    if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {
         return run(read_options(argc, argv));
     } catch (const UsageError& error) {

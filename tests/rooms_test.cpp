@@ -2,12 +2,6 @@
 // terminal. Of each command: its right use, its use without the right, and wrong words.
 #include <gtest/gtest.h>
 
-#ifdef __linux__
-#include <fcntl.h>
-#include <sched.h>
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <ctime>
 #include <initializer_list>
@@ -18,6 +12,7 @@
 #include <vector>
 
 #include "harness.hpp"
+#include "network.hpp"
 
 using namespace harness;
 
@@ -601,47 +596,10 @@ TEST(Idle, EndsTheConnectionOfWhoSaysNothingButOwnersAndTheAdmin) {
 }
 
 #ifdef __linux__
-// A network with nothing in it, which the system takes away once nothing uses it any more: also when a test fails or
-// is killed.
-class Network {
-   public:
-    Network() {
-        const Descriptor outside = current();
-        if (::unshare(CLONE_NEWNET) != 0) throw Failure("unshare: no network of its own");
-        network_ = current();
-        enter(outside);
-    }
-
-    // What the thread starts and connects in the function is in this network, and stays there.
-    template <typename Function>
-    auto inside(const Function& function) const {
-        const Return back{current()};
-        enter(network_);
-        return function();
-    }
-
-    [[nodiscard]] bool shell(const std::string& commands) const {
-        return inside([&] { return Process("/bin/sh", {.args = {"-c", commands}}).wait_exit() == 0; });
-    }
-
-   private:
-    struct Return {
-        Descriptor outside;
-        ~Return() { ::setns(outside.get(), CLONE_NEWNET); }
-    };
-
-    static Descriptor current() { return {::open("/proc/thread-self/ns/net", O_RDONLY), "open of a network"}; }
-    static void enter(const Descriptor& network) {
-        if (::setns(network.get(), CLONE_NEWNET) != 0) throw Failure("setns");
-    }
-
-    Descriptor network_;
-};
-
 // A cable is pulled, and neither end is told: once while nothing is on its way, which TCP's keep-alive finds out, and
 // once while a line is.
 TEST(Vanished, PeersFreeTheirNamesWithinEightySecondsAlsoWithoutAnIdleLimit) {
-    if (::geteuid() != 0) GTEST_SKIP() << "only root can make networks";
+    if (!Network::can_be_made()) GTEST_SKIP() << "this user cannot make networks here";
     const Network here, away;
     const auto server = here.inside([] {
         return std::make_unique<Server>(ServerOptions{.args = {"--bind", "0.0.0.0", "--idle", "0"}});
