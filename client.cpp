@@ -80,6 +80,7 @@ void set_terminal(TerminalMode mode) {
     if (mode != as_found) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
     if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
         wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
+        wanted.c_lflag |= NOFLSH;  // what was typed before Ctrl-Z is not lost
         wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
     }
     if (terminal_mode == whole_screen) write_to_terminal(close_screen);
@@ -1574,11 +1575,11 @@ class Scrollback {
         at.hidden += up;
         for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
         while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
+        if (at.number == last() && at.hidden <= 0) return follow();
         at.hidden = std::min(at.hidden, size(at.number) - 1);
         bottom_ = at;
         const long missing = height - static_cast<long>(rows(height, columns).size());
-        if (missing > 0 && up > 0) scroll(-missing, height, columns);
-        if (at.number == last() && at.hidden <= 0) follow();
+        if (missing > 0) scroll(-missing, height, columns);  // there is nothing older
     }
 
    private:
@@ -1809,7 +1810,8 @@ class ScreenClient : public Client {
         });
         if (hit == spots_.end()) return;
         if (!hit->room) return press(lock, Typed(hit->key));
-        const bool twice = chosen_ == hit->room && Clock::now() - std::exchange(last_click_, Clock::now()) < 500ms;
+        const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
+        const bool twice = chosen_ == *hit->room && since < 500ms;
         chosen_ = *hit->room;
         if (twice) join(lock);
     }
