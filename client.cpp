@@ -80,7 +80,6 @@ void set_terminal(TerminalMode mode) {
     if (mode != as_found) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
     if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
         wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
-        wanted.c_lflag |= NOFLSH;  // what was typed before Ctrl-Z is not lost
         wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
     }
     if (terminal_mode == whole_screen) write_to_terminal(close_screen);
@@ -821,24 +820,16 @@ class Client {
             std::string_view word;
             void (Client::*act)(const Lock&, const Message&);
         };
+        // clang-format off
         static constexpr Act acts[] = {
-            {"NICK", &Client::asked_name},
-            {"PASS", &Client::asked_password},
-            {"NEWPASS", &Client::asked_new},
-            {"WELCOME", &Client::welcomed},
-            {"ROOM", &Client::entered},
-            {"WHO", &Client::named},
-            {"OWNER", &Client::owned},
-            {"JOIN", &Client::joined},
-            {"LEAVE", &Client::left},
-            {"SAY", &Client::said},
-            {"ME", &Client::said},
-            {"ROOMS", &Client::list_begins},
-            {"LIST", &Client::listed},
-            {"BYE", &Client::turned_away},
-            {"REFUSE", &Client::turned_away},
+            {"NICK", &Client::asked_name},  {"PASS", &Client::asked_password}, {"NEWPASS", &Client::asked_new},
+            {"WELCOME", &Client::welcomed}, {"ROOM", &Client::entered},        {"WHO", &Client::named},
+            {"JOIN", &Client::joined},      {"LEAVE", &Client::left},          {"OWNER", &Client::owned},
+            {"SAY", &Client::said},         {"ME", &Client::said},             {"ROOMS", &Client::list_begins},
+            {"LIST", &Client::listed},      {"BYE", &Client::turned_away},     {"REFUSE", &Client::turned_away},
             {"BAN", &Client::turned_away},
         };
+        // clang-format on
         const Message message(line);
         if (dismissed_) return;
         show(message, message.entry());
@@ -1067,39 +1058,13 @@ class PlainClient : public Client {
 // A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme.
 
+// clang-format off
 enum class Key {
-    text,
-    enter,
-    tab,
-    back_tab,
-    backspace,
-    erase,
-    erase_or_quit,
-    kill_before,
-    kill_after,
-    kill_word,
-    left,
-    right,
-    word_left,
-    word_right,
-    up,
-    down,
-    home,
-    end,
-    page_up,
-    page_down,
-    escape,
-    redraw,
-    info,
-    rooms,
-    paste,
-    click,
-    wheel_up,
-    wheel_down,
-    focus_in,
-    focus_out,
-    unknown
+    text, paste, enter, escape, tab, backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
+    click, focus_in, focus_out, redraw, info, rooms, unknown
 };
+// clang-format on
 
 struct Typed {
     Key key = Key::unknown;
@@ -1112,61 +1077,24 @@ struct Sequence {
     Key key;
 };
 
+// clang-format off
 constexpr Sequence sequences[] = {
-    {"\x01", Key::home},
-    {"\x02", Key::left},
-    {"\x04", Key::erase_or_quit},
-    {"\x05", Key::end},
-    {"\x06", Key::right},
-    {"\x07", Key::info},
-    {"\x08", Key::backspace},
-    {"\t", Key::tab},
-    {"\n", Key::enter},
-    {"\x0B", Key::kill_after},
-    {"\x0C", Key::redraw},
-    {"\r", Key::enter},
-    {"\x0E", Key::down},
-    {"\x10", Key::up},
-    {"\x12", Key::rooms},
-    {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word},
-    {"\x7F", Key::backspace},
-    {"\33", Key::escape},
-    {"\33b", Key::word_left},
-    {"\33f", Key::word_right},
-    {"\33\x7F", Key::kill_word},
-    {"\33[A", Key::up},
-    {"\33[B", Key::down},
-    {"\33[C", Key::right},
-    {"\33[D", Key::left},
-    {"\33[H", Key::home},
-    {"\33[F", Key::end},
-    {"\33OA", Key::up},
-    {"\33OB", Key::down},
-    {"\33OC", Key::right},
-    {"\33OD", Key::left},
-    {"\33OH", Key::home},
-    {"\33OF", Key::end},
-    {"\33OP", Key::info},
-    {"\33OQ", Key::rooms},
-    {"\33[1~", Key::home},
-    {"\33[3~", Key::erase},
-    {"\33[4~", Key::end},
-    {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down},
-    {"\33[7~", Key::home},
-    {"\33[8~", Key::end},
-    {"\33[11~", Key::info},
-    {"\33[12~", Key::rooms},
-    {"\33[Z", Key::back_tab},
-    {"\33[1;3C", Key::word_right},
-    {"\33[1;3D", Key::word_left},
-    {"\33[1;5C", Key::word_right},
-    {"\33[1;5D", Key::word_left},
-    {"\33[I", Key::focus_in},
-    {"\33[O", Key::focus_out},
-    {"\33[200~", Key::paste},
+    {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
+    {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
+    {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
+    {"\x0E", Key::down},  {"\x10", Key::up},       {"\x12", Key::rooms},         {"\x15", Key::kill_before},
+    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},    {"\33\x7F", Key::kill_word},
+    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33OP", Key::info},    {"\33OQ", Key::rooms},
+    {"\33[A", Key::up},   {"\33[B", Key::down},    {"\33[C", Key::right},        {"\33[D", Key::left},
+    {"\33[H", Key::home}, {"\33[F", Key::end},     {"\33OA", Key::up},           {"\33OB", Key::down},
+    {"\33OC", Key::right}, {"\33OD", Key::left},   {"\33OH", Key::home},         {"\33OF", Key::end},
+    {"\33[1~", Key::home}, {"\33[3~", Key::erase}, {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
+    {"\33[6~", Key::page_down}, {"\33[7~", Key::home}, {"\33[8~", Key::end},     {"\33[11~", Key::info},
+    {"\33[12~", Key::rooms}, {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out},
+    {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
+    {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
+// clang-format on
 
 class Keys {
    public:
@@ -1364,10 +1292,10 @@ struct Look {
     const char *color, *without;  // for ESC [ m
 };
 
+// In the order of Style; the last ones are for names.
 constexpr Look looks[] = {
-    {"", ""},       {"90", "2"},      {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"},
-    {"97;44", "7"}, {"30;47", "1;7"}, {"7", "7"},    {"32", "1"}, {"35", "1"}, {"36", "1"},
-    {"94", "1"},    {"92", "1"},      {"95", "1"},   {"96", "1"}, {"34", "1"},
+    {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
+    {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
 constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(Style::names);
 
@@ -1822,6 +1750,21 @@ class ScreenClient : public Client {
         if (view == View::rooms) list_rooms(lock);
     }
 
+    // Says how many rows down a key goes, in whatever is shown; up is negative.
+    [[nodiscard]] long rows_down(Key key) const {
+        switch (key) {
+            case Key::up: return -1;
+            case Key::down: return 1;
+            case Key::wheel_up: return -3;
+            case Key::wheel_down: return 3;
+            case Key::page_up: return -std::max(height_ - 1, 1);
+            case Key::page_down: return std::max(height_ - 1, 1);
+            case Key::home: return -many;
+            case Key::end: return many;
+            default: return 0;
+        }
+    }
+
     // ---- The chat, and the line
 
     [[nodiscard]] bool is_asked() const { return question_ != Question::none || prompt_; }
@@ -1835,10 +1778,10 @@ class ScreenClient : public Client {
             case Key::enter: return enter(lock);
             case Key::escape: prompt_.reset(); return;
             case Key::tab: return complete();
-            case Key::page_up: return scrollback_.scroll(height_ - 1, height_, columns_);
-            case Key::page_down: return scrollback_.scroll(1 - height_, height_, columns_);
-            case Key::wheel_up: return scrollback_.scroll(3, height_, columns_);
-            case Key::wheel_down: return scrollback_.scroll(-3, height_, columns_);
+            case Key::page_up:
+            case Key::page_down:
+            case Key::wheel_up:
+            case Key::wheel_down: return scrollback_.scroll(-rows_down(typed.key), height_, columns_);
             default: break;
         }
         if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit(lock);
@@ -1957,18 +1900,10 @@ class ScreenClient : public Client {
 
     void press_in_rooms(const Lock& lock, const Typed& typed) {
         switch (typed.key) {
-            case Key::up: return choose(-1);
-            case Key::down: return choose(1);
-            case Key::wheel_up: return choose(-3);
-            case Key::wheel_down: return choose(3);
-            case Key::page_up: return choose(-height_);
-            case Key::page_down: return choose(height_);
-            case Key::home: return choose(-LONG_MAX / 2);
-            case Key::end: return choose(LONG_MAX / 2);
             case Key::enter: return join(lock);
             case Key::escape: view_ = View::chat; return;
             case Key::text: break;
-            default: return;
+            default: return choose(rows_down(typed.key));
         }
         switch (typed.text[0]) {
             case 'c': return create();
@@ -2014,18 +1949,8 @@ class ScreenClient : public Client {
     }
 
     void press_in_info(const Typed& typed) {
-        switch (typed.key) {
-            case Key::up: --first_row_; break;
-            case Key::down: ++first_row_; break;
-            case Key::wheel_up: first_row_ -= 3; break;
-            case Key::wheel_down: first_row_ += 3; break;
-            case Key::page_up: first_row_ -= height_; break;
-            case Key::page_down: first_row_ += height_; break;
-            case Key::home: first_row_ = 0; break;
-            case Key::escape: view_ = View::chat; break;
-            default: break;
-        }
-        first_row_ = std::max(first_row_, 0);
+        if (typed.key == Key::escape) view_ = View::chat;
+        first_row_ = static_cast<int>(std::clamp(first_row_ + rows_down(typed.key), 0L, many));
     }
 
     // ---- Painting
@@ -2209,6 +2134,7 @@ class ScreenClient : public Client {
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr long many = 1000000;                        // rows: more than there are
     static constexpr int wide = 64;                              // columns from which on there is a margin
 
     // Only the writer.

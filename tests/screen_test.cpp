@@ -473,7 +473,7 @@ TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
     alice.type("/rooms\r");
     alice.wait("Exit code");
     alice.click("Esc Back");
-    alice.wait("alice owner");
+    alice.wait("bob owner");
 }
 
 TEST(ScreenRooms, AreMade) {
@@ -638,7 +638,9 @@ TEST(ScreenEnd, StopsAndGoesOn) {
     shell.wait("shell>");
     shell.type(client_path() + " 127.0.0.1 " + std::to_string(server.port()) + " --name alice\n");
     shell.wait("the chat", [](const Terminal& t) { return t.alternate && t.shows("Welcome, alice"); });
-    shell.type("half a li\x1A");
+    shell.type("half a li");
+    shell.wait("half a li");
+    shell.type("\x1A");
     shell.wait("the shell", [](const Terminal& t) { return !t.alternate && t.modes == std::set<int>{7, 25}; });
     shell.type("echo $((6 * 7)) is the answer\n");
     shell.wait("42 is the answer");
@@ -700,11 +702,11 @@ TEST(ScreenTrusts, NoServer) {
         rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
     led.tell(rooms);
     for (const std::string evil : {"\33[2J", "\33]2;x\a", "\r", "\b",
-                                    "\x9B"
-                                    "31m",
-                                    "\u202E",
-                                    "\u009B"
-                                    "2J"}) {
+                                   "\x9B"
+                                   "31m",
+                                   "\u202E",
+                                   "\u009B"
+                                   "2J"}) {
         led.tell("SAY " + evil + " " + evil + "\nROOM " + evil + " " + evil + " " + evil + " x\nWHO " + evil + " 1 " +
                  evil + "\nOWNER " + evil + "\nLIST 1 " + evil + " 1 " + evil + " " + evil + " CODE\nNICK " + evil);
         led.type("\r");
