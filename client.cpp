@@ -288,7 +288,7 @@ void ask_everybody(const Fd& socket, const std::string& question, const ifaddrs*
     std::vector<in_addr_t> everybody{htonl(0x7FFFFFFF)};  // 127.255.255.255: all on this machine
     for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
         if ((at->ifa_flags & IFF_BROADCAST) == 0 || internet_address(at->ifa_addr) == INADDR_ANY) continue;
-        everybody.push_back(internet_address(at->ifa_broadaddr));
+        everybody.push_back(internet_address(at->ifa_addr) | ~internet_address(at->ifa_netmask));
     }
     for (const in_addr_t address : everybody) {
         sockaddr_in to{};
@@ -1621,7 +1621,7 @@ class ScreenClient : public Client {
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
         if (message.word == "ROOM") view_ = View::chat;
-        if (message.word == "ERR") status_ = message.text;
+        if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         if (is_news(message)) announce(message, entry);
         scrollback_.add(std::move(entry));
@@ -1670,8 +1670,9 @@ class ScreenClient : public Client {
     // ---- What is typed (the writer)
 
     void write() override {
+        Lock lock(mutex_);
         set_terminal(whole_screen);
-        for (Lock lock(mutex_); !ended_;) {
+        while (!ended_) {
             draw();
             const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
             lock.unlock();
