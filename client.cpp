@@ -488,34 +488,45 @@ class Connection {
     // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
     // end of the connection. Blocks until then. Only the reader.
     std::optional<std::vector<std::string>> receive() {
-        std::vector<std::string> lines;
-        while (lines.empty()) {
-            std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
-            if (poll(polled.data(), polled.size(), -1) < 0) continue;
-            if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
-            const bool over = polled[0].revents != 0 && !fill(socket_, inbox_);
-            if (over) hear_last_words();
-            while (const std::optional<Line> line = told_.next()) {
-                if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
-            }
-            while (const std::optional<Line> line = inbox_.next()) {
-                lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
-            }
-            if (over && lines.empty()) return std::nullopt;
+        for (bool open = true; open;) {
+            open = fill_all();
+            std::vector<std::string> lines = whole_lines();
+            if (!lines.empty()) return lines;
         }
-        return lines;
+        return std::nullopt;
     }
 
     // Any thread: the other's recv() or send() ends.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
 
    private:
+    // Waits until something comes. False: the connection has ended, and the command has said its last words.
+    bool fill_all() {
+        std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
+        if (poll(polled.data(), polled.size(), -1) < 0) return true;
+        if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
+        const bool open = polled[0].revents == 0 || fill(socket_, inbox_);
+        if (!open) hear_last_words();
+        return open;
+    }
+
     // Adds what is there to be read. False at the end.
     static bool fill(const Fd& from, LineBuffer& lines) {
         std::array<char, 65536> bytes{};
         const ssize_t count = ::read(from.get(), bytes.data(), bytes.size());
         if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
         return count > 0 || (count < 0 && errno == EINTR);
+    }
+
+    std::vector<std::string> whole_lines() {
+        std::vector<std::string> lines;
+        while (const std::optional<Line> line = told_.next()) {
+            if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
+        }
+        while (const std::optional<Line> line = inbox_.next()) {
+            lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
+        }
+        return lines;
     }
 
     void start(const std::string& command, bool may_ask) {
@@ -1845,39 +1856,45 @@ class ScreenClient : public Client {
         if (candidates_.empty()) {
             const std::string before(line_.before_cursor());
             completed_from_ = before.rfind(' ') + 1;
-            find_candidates(before);
             candidate_ = 0;
+            for (const std::string& word : possible_words(before, completed_from_ == 0)) {
+                const bool known = std::find(candidates_.begin(), candidates_.end(), word) != candidates_.end();
+                const bool fits = fold(word).starts_with(fold(before.substr(completed_from_)));
+                if (fits && !known) candidates_.push_back(word);
+            }
         }
         if (candidates_.empty()) return;
         line_.replace_from(completed_from_, candidates_[candidate_]);
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    void find_candidates(const std::string& before) {
-        const std::string word = fold(before.substr(completed_from_));
-        const bool at_start = completed_from_ == 0;
-        const auto offer = [&](std::string_view text, const char* behind) {
-            const std::string candidate = std::string(text) + behind;
-            const bool known = std::find(candidates_.begin(), candidates_.end(), candidate) != candidates_.end();
-            if (!known && fold(text).starts_with(word)) candidates_.push_back(candidate);
-        };
-        if (at_start && word.starts_with('/')) {
-            for (std::string_view rest = info_text; rest.find('/') != std::string_view::npos;) {
-                rest.remove_prefix(rest.find('/'));
-                offer(rest.substr(0, rest.find_first_of(" \n")), " ");
-                rest.remove_prefix(1);
-            }
-        } else if (fold(before).starts_with("/join ")) {
-            for (const RoomListed& room : rooms_) offer(room.name, " ");
-        } else {
-            const char* behind = at_start ? ": " : " ";
-            for (const std::string& name : speakers_) {
-                if (members_.count(fold(name)) > 0 && name != name_) offer(name, behind);
-            }
-            for (const auto& [key, name] : members_) {
-                if (name != name_) offer(name, behind);
-            }
+    // Gives all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
+    [[nodiscard]] std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
+        if (at_start && before.starts_with('/')) return command_words();
+        std::vector<std::string> words;
+        if (fold(before).starts_with("/join ")) {
+            for (const RoomListed& room : rooms_) words.push_back(room.name + ' ');
+            return words;
         }
+        const std::string behind = at_start ? ": " : " ";
+        for (const std::string& name : speakers_) {
+            if (members_.contains(fold(name)) && name != name_) words.push_back(name + behind);
+        }
+        for (const auto& [key, name] : members_) {
+            if (name != name_) words.push_back(name + behind);
+        }
+        return words;
+    }
+
+    // The page of help names them all.
+    static std::vector<std::string> command_words() {
+        std::vector<std::string> words;
+        std::string_view rest = info_text;
+        for (std::size_t at = 0; (at = rest.find('/')) != std::string_view::npos; rest.remove_prefix(at + 1)) {
+            const std::string_view word = rest.substr(at, rest.find_first_of(" \n", at) - at);
+            words.push_back(std::string(word) + ' ');
+        }
+        return words;
     }
 
     // ---- The list of rooms, and the page of help
