@@ -1860,7 +1860,7 @@ class ScreenClient : public Client {
             for (const std::string& word : possible_words(before, completed_from_ == 0)) {
                 const bool known = std::find(candidates_.begin(), candidates_.end(), word) != candidates_.end();
                 const bool fits = fold(word).starts_with(fold(before.substr(completed_from_)));
-                if (fits && !known) candidates_.push_back(word);
+                if (fits && !known && candidates_.size() < most_candidates) candidates_.push_back(word);
             }
         }
         if (candidates_.empty()) return;
@@ -2129,7 +2129,11 @@ class ScreenClient : public Client {
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
-        if (!is_asked() && view_ != View::chat) {
+        if (!is_asked() && view_ == View::rooms) {
+            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint, canvas.columns);
+            return;
+        }
+        if (!is_asked() && view_ == View::info) {
             button(canvas, row, 0, " Esc Back ", {Key::escape});
             return;
         }
@@ -2152,8 +2156,9 @@ class ScreenClient : public Client {
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
-    static constexpr long many = 1000000;                        // rows: more than there are
-    static constexpr int wide = 64;                              // columns from which on there is a margin
+    static constexpr std::size_t most_candidates = 100;
+    static constexpr long many = 1000000;  // rows: more than there are
+    static constexpr int wide = 64;        // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;
