@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <clocale>
 #include <csignal>
+#include <cstdlib>
 #include <future>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,8 @@ using namespace harness;
 namespace {
 
 const char* const locale_set = std::setlocale(LC_CTYPE, "C.UTF-8");  // for the width of characters
+
+const long most_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 512L << 20 : 64L << 20;  // sanitizers need more
 
 using Words = std::vector<std::string>;
 
@@ -111,7 +116,7 @@ TEST(ScreenForm, OpensOnATerminalAlone) {
     EXPECT_FALSE(plain.terminal.alternate);
 
     Launch dumb = on_port(server.port());
-    dumb.env.push_back("TERM=dumb");
+    dumb.env.emplace_back("TERM=dumb");
     OnScreen simple(client_path(), dumb);
     simple.wait("Your name?");
     EXPECT_FALSE(simple.terminal.alternate);
@@ -271,7 +276,11 @@ TEST(ScreenLine, IsEditedByGraphemes) {
     const Words graphemes = {"漢",     "e\u0301", "👨‍👩‍👧", "🇩🇪", "👍🏽",
                              "❤️", "한",      "a\u0300\u0301\u0302"};
     for (const std::string& grapheme : graphemes) {
-        led.type("a" + grapheme + grapheme + "b" + key("left") + "\x7F" + "c" + key("left") + key("left") + key("del"));
+        const std::string left = key("left"), erase = "\x7F";
+        for (const std::string& typed : {std::string("a"), grapheme, grapheme, std::string("b"), left, erase,
+                                         std::string("c"), left, left, key("del")}) {
+            led.type(typed);
+        }
         led.type("<" + key("end") + ">\r");
         led.server.expect_next([](std::string_view line) { return line == "a<cb>"; });
     }
@@ -581,25 +590,36 @@ TEST(ScreenSpeed, SleepsWhenNothingHappens) {
     EXPECT_LE(switches() - before, 1);
 }
 
+// What the server of a test goes on sending while the test looks at the client.
+class Flood {
+   public:
+    Flood(Led& led, std::function<void(Peer&)> send) {
+        sender_ = std::async(std::launch::async, [this, &led, send = std::move(send)] {
+            while (!enough_) send(led.server);
+        });
+    }
+    ~Flood() { enough_ = true; }
+
+   private:
+    std::atomic<bool> enough_ = false;
+    std::future<void> sender_;
+};
+
 TEST(ScreenSpeed, ShowsAKeyAtOnceWhileFiveHundredLinesASecondCome) {
     Led led;
-    std::atomic<bool> enough = false;
-    auto flood = std::async(std::launch::async, [&] {
-        for (int i = 0; !enough; ++i) {
-            led.server.send_line("SAY bob flood " + std::to_string(i));
-            std::this_thread::sleep_for(std::chrono::milliseconds(2));
-        }
+    const Flood flood(led, [i = 0](Peer& server) mutable {
+        server.send_line("SAY bob flood " + std::to_string(i++));
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
     });
     std::vector<double> times;
     for (int i = 0; i < 50; ++i) {
+        led.wait("bob: flood " + std::to_string(10 * i));
         const std::string draft = std::string(static_cast<std::size_t>(i) + 1, 'x');
         const auto start = harness::Clock::now();
         led.type("x");
         led.wait("a key", [&](const Terminal& t) { return t.line(23) == draft; });
         times.push_back(std::chrono::duration<double, std::milli>(harness::Clock::now() - start).count());
     }
-    enough = true;
-    flood.get();
     std::sort(times.begin(), times.end());
     EXPECT_LT(times[25], 16) << "the median, in milliseconds";
     std::cout << "key to screen: median " << times[25] << " ms, worst " << times.back() << " ms\n";
@@ -701,45 +721,38 @@ TEST(ScreenTrusts, NoServer) {
     for (int i = 0; i < 100'000; ++i)
         rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
     led.tell(rooms);
-    for (const std::string evil : {"\33[2J", "\33]2;x\a", "\r", "\b",
-                                   "\x9B"
-                                   "31m",
-                                   "\u202E",
-                                   "\u009B"
-                                   "2J"}) {
-        led.tell("SAY " + evil + " " + evil + "\nROOM " + evil + " " + evil + " " + evil + " x\nWHO " + evil + " 1 " +
-                 evil + "\nOWNER " + evil + "\nLIST 1 " + evil + " 1 " + evil + " " + evil + " CODE\nNICK " + evil);
+    const std::string right_to_left{'\xE2', '\x80', '\xAE'};
+    for (const std::string& evil : Words{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
+        for (const char* form : {"SAY % %", "ME %", "MSG % % %", "ROOM % % % x", "WHO % 1 %", "OWNER % x", "JOIN % %",
+                                 "LIST 1 % 1 % % CODE", "INFO %", "PAST % SAY % %", "%"}) {
+            led.tell(std::regex_replace(form, std::regex("%"), "a" + evil + "31m"));
+        }
+        led.server.send_line("NICK " + evil);
         led.type("\r");
     }
-    led.tell("SAY bob " + std::string("e") + [] {
-        std::string m;
-        for (int i = 0; i < 5000; ++i) m += "\u0301";
-        return m;
-    }());
+    std::string accents = "SAY bob e";
+    for (int i = 0; i < 5000; ++i) accents += "\u0301";
+    led.tell(accents);
     EXPECT_EQ(led.terminal.strange, Words{});
     led.type("still here");
     led.wait("still here");
-    EXPECT_LT(resident_bytes(led.process.pid()), 64L << 20);
+    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
 }
 
 TEST(ScreenTrusts, NoFloodToEnd) {
     Led led;
-    std::atomic<bool> enough = false;
     std::string lines;
     for (int i = 0; i < 1000; ++i) lines += "SAY bob \u0301 flood " + std::string(100, 'x') + "\n";
-    auto flood = std::async(std::launch::async, [&] {
-        while (!enough) led.server.try_send(lines, 0.2);
-    });
-    for (int i = 0; i < 5; ++i) {
+    const Flood flood(led, [&](Peer& server) { server.try_send(lines, 0.2); });
+    led.wait("flood");
+    for (int i = 1; i <= 5; ++i) {
         led.type("x");
         led.wait("a key",
-                 [&](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i) + 1, 'x'); });
+                 [=](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i), 'x'); });
     }
-    EXPECT_LT(resident_bytes(led.process.pid()), 64L << 20);
+    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
     led.type("\x03");
     EXPECT_EQ(led.process.wait_exit(), -SIGINT);
-    enough = true;
-    flood.get();
 }
 
 }  // namespace
