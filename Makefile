@@ -54,7 +54,7 @@ $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
 
-$(TESTS): %: %.o $(HELPER)
+$(TESTS) $(B)/tests/picture: %: %.o $(HELPER)
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(GTEST_LIBS) -o $@
 
@@ -92,6 +92,10 @@ run: all  ## join the chat on this machine; starts a server for it if none is th
 
 demo: all  ## let four clients talk through a server, without a terminal, and show what each saw
 	@sh tests/demo.sh ./$(SERVER) ./$(CLIENT)
+
+picture: all $(B)/tests/picture  ## draw the pictures in docs/images anew, from what the client shows
+	@mkdir -p docs/images
+	@$(TEST_ENV) $(B)/tests/picture docs/images
 
 # ---- Testing ----
 
@@ -155,4 +159,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo test sanitize lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo picture test sanitize lint lint-tools install uninstall clean help FORCE

@@ -288,7 +288,7 @@ void ask_everybody(const Fd& socket, const std::string& question, const ifaddrs*
     std::vector<in_addr_t> everybody{htonl(0x7FFFFFFF)};  // 127.255.255.255: all on this machine
     for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
         if ((at->ifa_flags & IFF_BROADCAST) == 0 || internet_address(at->ifa_addr) == INADDR_ANY) continue;
-        everybody.push_back(internet_address(at->ifa_broadaddr));
+        everybody.push_back(internet_address(at->ifa_addr) | ~internet_address(at->ifa_netmask));
     }
     for (const in_addr_t address : everybody) {
         sockaddr_in to{};
@@ -488,34 +488,45 @@ class Connection {
     // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
     // end of the connection. Blocks until then. Only the reader.
     std::optional<std::vector<std::string>> receive() {
-        std::vector<std::string> lines;
-        while (lines.empty()) {
-            std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
-            if (poll(polled.data(), polled.size(), -1) < 0) continue;
-            if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
-            const bool over = polled[0].revents != 0 && !fill(socket_, inbox_);
-            if (over) hear_last_words();
-            while (const std::optional<Line> line = told_.next()) {
-                if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
-            }
-            while (const std::optional<Line> line = inbox_.next()) {
-                lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
-            }
-            if (over && lines.empty()) return std::nullopt;
+        for (bool open = true; open;) {
+            open = fill_all();
+            std::vector<std::string> lines = whole_lines();
+            if (!lines.empty()) return lines;
         }
-        return lines;
+        return std::nullopt;
     }
 
     // Any thread: the other's recv() or send() ends.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
 
    private:
+    // Waits until something comes. False: the connection has ended, and the command has said its last words.
+    bool fill_all() {
+        std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
+        if (poll(polled.data(), polled.size(), -1) < 0) return true;
+        if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
+        const bool open = polled[0].revents == 0 || fill(socket_, inbox_);
+        if (!open) hear_last_words();
+        return open;
+    }
+
     // Adds what is there to be read. False at the end.
     static bool fill(const Fd& from, LineBuffer& lines) {
         std::array<char, 65536> bytes{};
         const ssize_t count = ::read(from.get(), bytes.data(), bytes.size());
         if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
         return count > 0 || (count < 0 && errno == EINTR);
+    }
+
+    std::vector<std::string> whole_lines() {
+        std::vector<std::string> lines;
+        while (const std::optional<Line> line = told_.next()) {
+            if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
+        }
+        while (const std::optional<Line> line = inbox_.next()) {
+            lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
+        }
+        return lines;
     }
 
     void start(const std::string& command, bool may_ask) {
@@ -820,24 +831,16 @@ class Client {
             std::string_view word;
             void (Client::*act)(const Lock&, const Message&);
         };
+        // clang-format off
         static constexpr Act acts[] = {
-            {"NICK", &Client::asked_name},
-            {"PASS", &Client::asked_password},
-            {"NEWPASS", &Client::asked_new},
-            {"WELCOME", &Client::welcomed},
-            {"ROOM", &Client::entered},
-            {"WHO", &Client::named},
-            {"OWNER", &Client::owned},
-            {"JOIN", &Client::joined},
-            {"LEAVE", &Client::left},
-            {"SAY", &Client::said},
-            {"ME", &Client::said},
-            {"ROOMS", &Client::list_begins},
-            {"LIST", &Client::listed},
-            {"BYE", &Client::turned_away},
-            {"REFUSE", &Client::turned_away},
+            {"NICK", &Client::asked_name},  {"PASS", &Client::asked_password}, {"NEWPASS", &Client::asked_new},
+            {"WELCOME", &Client::welcomed}, {"ROOM", &Client::entered},        {"WHO", &Client::named},
+            {"JOIN", &Client::joined},      {"LEAVE", &Client::left},          {"OWNER", &Client::owned},
+            {"SAY", &Client::said},         {"ME", &Client::said},             {"ROOMS", &Client::list_begins},
+            {"LIST", &Client::listed},      {"BYE", &Client::turned_away},     {"REFUSE", &Client::turned_away},
             {"BAN", &Client::turned_away},
         };
+        // clang-format on
         const Message message(line);
         if (dismissed_) return;
         show(message, message.entry());
@@ -1066,39 +1069,13 @@ class PlainClient : public Client {
 // A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme.
 
+// clang-format off
 enum class Key {
-    text,
-    enter,
-    tab,
-    back_tab,
-    backspace,
-    erase,
-    erase_or_quit,
-    kill_before,
-    kill_after,
-    kill_word,
-    left,
-    right,
-    word_left,
-    word_right,
-    up,
-    down,
-    home,
-    end,
-    page_up,
-    page_down,
-    escape,
-    redraw,
-    info,
-    rooms,
-    paste,
-    click,
-    wheel_up,
-    wheel_down,
-    focus_in,
-    focus_out,
-    unknown
+    text, paste, enter, escape, tab, backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
+    click, focus_in, focus_out, redraw, info, rooms, unknown
 };
+// clang-format on
 
 struct Typed {
     Key key = Key::unknown;
@@ -1111,61 +1088,24 @@ struct Sequence {
     Key key;
 };
 
+// clang-format off
 constexpr Sequence sequences[] = {
-    {"\x01", Key::home},
-    {"\x02", Key::left},
-    {"\x04", Key::erase_or_quit},
-    {"\x05", Key::end},
-    {"\x06", Key::right},
-    {"\x07", Key::info},
-    {"\x08", Key::backspace},
-    {"\t", Key::tab},
-    {"\n", Key::enter},
-    {"\x0B", Key::kill_after},
-    {"\x0C", Key::redraw},
-    {"\r", Key::enter},
-    {"\x0E", Key::down},
-    {"\x10", Key::up},
-    {"\x12", Key::rooms},
-    {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word},
-    {"\x7F", Key::backspace},
-    {"\33", Key::escape},
-    {"\33b", Key::word_left},
-    {"\33f", Key::word_right},
-    {"\33\x7F", Key::kill_word},
-    {"\33[A", Key::up},
-    {"\33[B", Key::down},
-    {"\33[C", Key::right},
-    {"\33[D", Key::left},
-    {"\33[H", Key::home},
-    {"\33[F", Key::end},
-    {"\33OA", Key::up},
-    {"\33OB", Key::down},
-    {"\33OC", Key::right},
-    {"\33OD", Key::left},
-    {"\33OH", Key::home},
-    {"\33OF", Key::end},
-    {"\33OP", Key::info},
-    {"\33OQ", Key::rooms},
-    {"\33[1~", Key::home},
-    {"\33[3~", Key::erase},
-    {"\33[4~", Key::end},
-    {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down},
-    {"\33[7~", Key::home},
-    {"\33[8~", Key::end},
-    {"\33[11~", Key::info},
-    {"\33[12~", Key::rooms},
-    {"\33[Z", Key::back_tab},
-    {"\33[1;3C", Key::word_right},
-    {"\33[1;3D", Key::word_left},
-    {"\33[1;5C", Key::word_right},
-    {"\33[1;5D", Key::word_left},
-    {"\33[I", Key::focus_in},
-    {"\33[O", Key::focus_out},
-    {"\33[200~", Key::paste},
+    {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
+    {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
+    {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
+    {"\x0E", Key::down},  {"\x10", Key::up},       {"\x12", Key::rooms},         {"\x15", Key::kill_before},
+    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},    {"\33\x7F", Key::kill_word},
+    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33OP", Key::info},    {"\33OQ", Key::rooms},
+    {"\33[A", Key::up},   {"\33[B", Key::down},    {"\33[C", Key::right},        {"\33[D", Key::left},
+    {"\33[H", Key::home}, {"\33[F", Key::end},     {"\33OA", Key::up},           {"\33OB", Key::down},
+    {"\33OC", Key::right}, {"\33OD", Key::left},   {"\33OH", Key::home},         {"\33OF", Key::end},
+    {"\33[1~", Key::home}, {"\33[3~", Key::erase}, {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
+    {"\33[6~", Key::page_down}, {"\33[7~", Key::home}, {"\33[8~", Key::end},     {"\33[11~", Key::info},
+    {"\33[12~", Key::rooms}, {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out},
+    {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
+    {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
+// clang-format on
 
 class Keys {
    public:
@@ -1363,10 +1303,10 @@ struct Look {
     const char *color, *without;  // for ESC [ m
 };
 
+// In the order of Style; the last ones are for names.
 constexpr Look looks[] = {
-    {"", ""},       {"90", "2"},      {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"},
-    {"97;44", "7"}, {"30;47", "1;7"}, {"7", "7"},    {"32", "1"}, {"35", "1"}, {"36", "1"},
-    {"94", "1"},    {"92", "1"},      {"95", "1"},   {"96", "1"}, {"34", "1"},
+    {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
+    {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
 constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(Style::names);
 
@@ -1574,11 +1514,11 @@ class Scrollback {
         at.hidden += up;
         for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
         while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
+        if (at.number == last() && at.hidden <= 0) return follow();
         at.hidden = std::min(at.hidden, size(at.number) - 1);
         bottom_ = at;
         const long missing = height - static_cast<long>(rows(height, columns).size());
-        if (missing > 0 && up > 0) scroll(-missing, height, columns);
-        if (at.number == last() && at.hidden <= 0) follow();
+        if (missing > 0) scroll(-missing, height, columns);  // there is nothing older
     }
 
    private:
@@ -1692,7 +1632,7 @@ class ScreenClient : public Client {
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
         if (message.word == "ROOM") view_ = View::chat;
-        if (message.word == "ERR") status_ = message.text;
+        if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         if (is_news(message)) announce(message, entry);
         scrollback_.add(std::move(entry));
@@ -1741,8 +1681,9 @@ class ScreenClient : public Client {
     // ---- What is typed (the writer)
 
     void write() override {
+        Lock lock(mutex_);
         set_terminal(whole_screen);
-        for (Lock lock(mutex_); !ended_;) {
+        while (!ended_) {
             draw();
             const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
             lock.unlock();
@@ -1809,7 +1750,8 @@ class ScreenClient : public Client {
         });
         if (hit == spots_.end()) return;
         if (!hit->room) return press(lock, Typed(hit->key));
-        const bool twice = chosen_ == hit->room && Clock::now() - std::exchange(last_click_, Clock::now()) < 500ms;
+        const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
+        const bool twice = chosen_ == *hit->room && since < 500ms;
         chosen_ = *hit->room;
         if (twice) join(lock);
     }
@@ -1818,6 +1760,21 @@ class ScreenClient : public Client {
         view_ = view;
         first_row_ = 0;
         if (view == View::rooms) list_rooms(lock);
+    }
+
+    // Says how many rows down a key goes, in whatever is shown; up is negative.
+    [[nodiscard]] long rows_down(Key key) const {
+        switch (key) {
+            case Key::up: return -1;
+            case Key::down: return 1;
+            case Key::wheel_up: return -3;
+            case Key::wheel_down: return 3;
+            case Key::page_up: return -std::max(height_ - 1, 1);
+            case Key::page_down: return std::max(height_ - 1, 1);
+            case Key::home: return -many;
+            case Key::end: return many;
+            default: return 0;
+        }
     }
 
     // ---- The chat, and the line
@@ -1833,10 +1790,10 @@ class ScreenClient : public Client {
             case Key::enter: return enter(lock);
             case Key::escape: prompt_.reset(); return;
             case Key::tab: return complete();
-            case Key::page_up: return scrollback_.scroll(height_ - 1, height_, columns_);
-            case Key::page_down: return scrollback_.scroll(1 - height_, height_, columns_);
-            case Key::wheel_up: return scrollback_.scroll(3, height_, columns_);
-            case Key::wheel_down: return scrollback_.scroll(-3, height_, columns_);
+            case Key::page_up:
+            case Key::page_down:
+            case Key::wheel_up:
+            case Key::wheel_down: return scrollback_.scroll(-rows_down(typed.key), height_, columns_);
             default: break;
         }
         if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit(lock);
@@ -1899,39 +1856,45 @@ class ScreenClient : public Client {
         if (candidates_.empty()) {
             const std::string before(line_.before_cursor());
             completed_from_ = before.rfind(' ') + 1;
-            find_candidates(before);
             candidate_ = 0;
+            for (const std::string& word : possible_words(before, completed_from_ == 0)) {
+                const bool known = std::find(candidates_.begin(), candidates_.end(), word) != candidates_.end();
+                const bool fits = fold(word).starts_with(fold(before.substr(completed_from_)));
+                if (fits && !known && candidates_.size() < most_candidates) candidates_.push_back(word);
+            }
         }
         if (candidates_.empty()) return;
         line_.replace_from(completed_from_, candidates_[candidate_]);
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    void find_candidates(const std::string& before) {
-        const std::string word = fold(before.substr(completed_from_));
-        const bool at_start = completed_from_ == 0;
-        const auto offer = [&](std::string_view text, const char* behind) {
-            const std::string candidate = std::string(text) + behind;
-            const bool known = std::find(candidates_.begin(), candidates_.end(), candidate) != candidates_.end();
-            if (!known && fold(text).starts_with(word)) candidates_.push_back(candidate);
-        };
-        if (at_start && word.starts_with('/')) {
-            for (std::string_view rest = info_text; rest.find('/') != std::string_view::npos;) {
-                rest.remove_prefix(rest.find('/'));
-                offer(rest.substr(0, rest.find_first_of(" \n")), " ");
-                rest.remove_prefix(1);
-            }
-        } else if (fold(before).starts_with("/join ")) {
-            for (const RoomListed& room : rooms_) offer(room.name, " ");
-        } else {
-            const char* behind = at_start ? ": " : " ";
-            for (const std::string& name : speakers_) {
-                if (members_.count(fold(name)) > 0 && name != name_) offer(name, behind);
-            }
-            for (const auto& [key, name] : members_) {
-                if (name != name_) offer(name, behind);
-            }
+    // Gives all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
+    [[nodiscard]] std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
+        if (at_start && before.starts_with('/')) return command_words();
+        std::vector<std::string> words;
+        if (fold(before).starts_with("/join ")) {
+            for (const RoomListed& room : rooms_) words.push_back(room.name + ' ');
+            return words;
         }
+        const std::string behind = at_start ? ": " : " ";
+        for (const std::string& name : speakers_) {
+            if (members_.contains(fold(name)) && name != name_) words.push_back(name + behind);
+        }
+        for (const auto& [key, name] : members_) {
+            if (name != name_) words.push_back(name + behind);
+        }
+        return words;
+    }
+
+    // The page of help names them all.
+    static std::vector<std::string> command_words() {
+        std::vector<std::string> words;
+        std::string_view rest = info_text;
+        for (std::size_t at = 0; (at = rest.find('/')) != std::string_view::npos; rest.remove_prefix(at + 1)) {
+            const std::string_view word = rest.substr(at, rest.find_first_of(" \n", at) - at);
+            words.push_back(std::string(word) + ' ');
+        }
+        return words;
     }
 
     // ---- The list of rooms, and the page of help
@@ -1955,18 +1918,10 @@ class ScreenClient : public Client {
 
     void press_in_rooms(const Lock& lock, const Typed& typed) {
         switch (typed.key) {
-            case Key::up: return choose(-1);
-            case Key::down: return choose(1);
-            case Key::wheel_up: return choose(-3);
-            case Key::wheel_down: return choose(3);
-            case Key::page_up: return choose(-height_);
-            case Key::page_down: return choose(height_);
-            case Key::home: return choose(-LONG_MAX / 2);
-            case Key::end: return choose(LONG_MAX / 2);
             case Key::enter: return join(lock);
             case Key::escape: view_ = View::chat; return;
             case Key::text: break;
-            default: return;
+            default: return choose(rows_down(typed.key));
         }
         switch (typed.text[0]) {
             case 'c': return create();
@@ -2012,18 +1967,8 @@ class ScreenClient : public Client {
     }
 
     void press_in_info(const Typed& typed) {
-        switch (typed.key) {
-            case Key::up: --first_row_; break;
-            case Key::down: ++first_row_; break;
-            case Key::wheel_up: first_row_ -= 3; break;
-            case Key::wheel_down: first_row_ += 3; break;
-            case Key::page_up: first_row_ -= height_; break;
-            case Key::page_down: first_row_ += height_; break;
-            case Key::home: first_row_ = 0; break;
-            case Key::escape: view_ = View::chat; break;
-            default: break;
-        }
-        first_row_ = std::max(first_row_, 0);
+        if (typed.key == Key::escape) view_ = View::chat;
+        first_row_ = static_cast<int>(std::clamp(first_row_ + rows_down(typed.key), 0L, many));
     }
 
     // ---- Painting
@@ -2184,7 +2129,11 @@ class ScreenClient : public Client {
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
-        if (!is_asked() && view_ != View::chat) {
+        if (!is_asked() && view_ == View::rooms) {
+            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint, canvas.columns);
+            return;
+        }
+        if (!is_asked() && view_ == View::info) {
             button(canvas, row, 0, " Esc Back ", {Key::escape});
             return;
         }
@@ -2207,7 +2156,9 @@ class ScreenClient : public Client {
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
-    static constexpr int wide = 64;                              // columns from which on there is a margin
+    static constexpr std::size_t most_candidates = 100;
+    static constexpr long many = 1000000;  // rows: more than there are
+    static constexpr int wide = 64;        // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;

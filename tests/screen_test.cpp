@@ -1,0 +1,758 @@
+// The full-screen client on a terminal: what a person sees of the real program, with the real server and with servers
+// that do as a test says, which may be hostile ones.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <clocale>
+#include <csignal>
+#include <cstdlib>
+#include <future>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "harness.hpp"
+#include "terminal.hpp"
+
+using namespace harness;
+
+namespace {
+
+const char* const locale_set = std::setlocale(LC_CTYPE, "C.UTF-8");  // for the width of characters
+
+const long most_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 512L << 20 : 64L << 20;  // sanitizers need more
+
+using Words = std::vector<std::string>;
+
+Launch on_port(int port, const Words& more = {}, Window size = {}) {
+    Launch launch{.args = {"127.0.0.1", std::to_string(port)}, .env = {"TZ=UTC0", "NO_COLOR"}, .terminal = size};
+    launch.args.insert(launch.args.end(), more.begin(), more.end());
+    return launch;
+}
+
+// A client who has logged in to a server.
+struct User : OnScreen {
+    explicit User(const Server& server, const std::string& name = "alice", Window size = {}, const Words& more = {})
+        : OnScreen(client_path(), on_port(server.port(), more, size)) {
+        if (size.rows < 10) return;
+        wait("Your name: ");
+        type(name + "\r");
+        wait("Welcome, " + name);
+        if (name == "admin") return;
+        wait("public");
+    }
+};
+
+// A client whose server is the test.
+struct Led : OnScreen {
+    explicit Led(const Words& more = {}, Window size = {}) : Led(std::make_unique<Listener>(), more, size) {}
+
+    // Sends lines, and waits until the last of them has been shown.
+    void tell(const std::string& lines) {
+        server.send_raw(lines + "\nINFO told " + std::to_string(++told_) + "\n", 20);
+        if (terminal.rows() >= 10) wait("told " + std::to_string(told_), 20);
+    }
+
+    std::unique_ptr<Listener> listener;
+    Peer server;
+
+   private:
+    Led(std::unique_ptr<Listener> from, const Words& more, Window size)
+        : OnScreen(client_path(), on_port(from->port(), more, size)),
+          listener(std::move(from)),
+          server(listener->accept()) {
+        server.send_raw("WELCOME alice Welcome, alice.\nROOM public - - You are in public.\nWHO public 2 alice bob\n");
+        if (size.rows >= 10) wait("Welcome");
+    }
+    int told_ = 0;
+};
+
+bool is_given_back(OnScreen& screen, const termios& before) {
+    screen.see();
+    const termios after = screen.process.modes();
+    const Terminal& terminal = screen.terminal;
+    return before.c_lflag == after.c_lflag && before.c_iflag == after.c_iflag && before.c_oflag == after.c_oflag &&
+           !terminal.alternate && terminal.modes == std::set<int>{7, 25} && terminal.titles_saved == 0;
+}
+
+std::string key(const std::string& name) {
+    static const std::map<std::string, std::string> keys = {{"up", "\33[A"},
+                                                            {"down", "\33[B"},
+                                                            {"right", "\33[C"},
+                                                            {"left", "\33[D"},
+                                                            {"home", "\33[H"},
+                                                            {"end", "\33[F"},
+                                                            {"pgup", "\33[5~"},
+                                                            {"pgdn", "\33[6~"},
+                                                            {"del", "\33[3~"},
+                                                            {"esc", "\33"},
+                                                            {"f1", "\33OP"},
+                                                            {"f2", "\33OQ"},
+                                                            {"wheel up", "\33[<64;5;5M"},
+                                                            {"wheel down", "\33[<65;5;5M"},
+                                                            {"focus out", "\33[O"},
+                                                            {"focus in", "\33[I"}};
+    return keys.at(name);
+}
+
+std::string numbered(const std::string& before, int first, int last) {
+    std::string lines;
+    for (int i = first; i <= last; ++i) lines += before + std::to_string(i) + (i < last ? "\n" : "");
+    return lines;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The form
+
+TEST(ScreenForm, OpensOnATerminalAlone) {
+    Server server;
+    User alice(server);
+    EXPECT_TRUE(alice.terminal.alternate);
+    EXPECT_FALSE(alice.process.echoes());
+
+    OnScreen plain(client_path(), on_port(server.port(), {"--plain"}));
+    plain.wait("Your name?");
+    EXPECT_FALSE(plain.terminal.alternate);
+
+    Launch dumb = on_port(server.port());
+    dumb.env.emplace_back("TERM=dumb");
+    OnScreen simple(client_path(), dumb);
+    simple.wait("Your name?");
+    EXPECT_FALSE(simple.terminal.alternate);
+}
+
+TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
+    Led led;
+    led.tell("PASS The password?");
+    led.wait("Password: ");
+    led.type("secret");
+    led.wait("******");
+    EXPECT_FALSE(led.terminal.shows("secret"));
+    led.type("\r");
+    led.server.expect_next("secret");
+    led.tell("NEWPASS A new one?");
+    led.type("longer secret\rother secret\r");
+    led.wait("not the same");
+    led.type("longer secret\r");
+    led.wait("Once more: ");
+    led.type("longer secret\r");
+    led.server.expect_next("longer secret");
+    led.wait_gone("Once more: ");
+    led.type(key("up") + "x\r");  // no password is in the history
+    led.server.expect_next(re("^x$"));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The chat
+
+TEST(ScreenChat, ShowsWhereOneIsAndWithWhom) {
+    Server server;
+    User alice(server);
+    Peer bob(server.port(), "bob");
+    alice.wait("2 people");
+    EXPECT_NE(alice.terminal.line(0).find("public  NO CODE"), std::string::npos);
+    EXPECT_NE(alice.terminal.line(0).find("127.0.0.1 port " + std::to_string(server.port())), std::string::npos);
+    alice.type("/create den 12345\r");
+    alice.wait("den  code 12345  1 person");
+    alice.wait("alice owner");
+    bob.send_line("/join den 12345");
+    Peer admin(server.port());
+    admin.login("admin", server.password());
+    admin.send_line("/join den");
+    alice.wait("admin admin");
+    alice.wait("3 people");
+    const int margin = alice.terminal.column_of(3, "│");
+    EXPECT_GT(margin, 40);
+    alice.resize({24, 50});
+    alice.wait("a narrow one", [](const Terminal& t) { return t.line(0).size() <= 50 && !t.shows("│"); });
+}
+
+TEST(ScreenChat, TellsItsLinesApartWithoutColours) {
+    Led led;
+    led.tell("SAY bob hi\nME bob waves\nMSG bob alice psst\nINFO a notice\nERR an error\nJOIN carol joined.\nECHO x");
+    for (const char* look : {" bob: hi", " * bob waves", " bob -> alice: psst", " -- a notice", " !! an error",
+                             " -- carol joined.", " == x"}) {
+        EXPECT_TRUE(led.terminal.shows(look)) << look;
+    }
+    int row = led.terminal.find("bob: hi");
+    EXPECT_TRUE(led.terminal.line(row)[2] == ':') << "the time";
+}
+
+TEST(ScreenChat, HasAStableColourForEachName) {
+    Led led({"--color", "always"});
+    led.tell("SAY bob one\nSAY bart two\nSAY bob three");
+    const auto color = [&](const std::string& text) {
+        int row = led.terminal.find(text);
+        return led.terminal.at(row, led.terminal.column_of(row, text)).style;
+    };
+    EXPECT_EQ(color("bob: one"), color("bob: three"));
+    EXPECT_NE(color("bob: one"), color("bart: two"));
+    EXPECT_NE(color("bob: one"), "");
+}
+
+TEST(ScreenChat, HonoursNoColor) {
+    for (bool never : {false, true}) {
+        Launch launch = on_port(1);
+        Listener listener;
+        launch.args = {"127.0.0.1", std::to_string(listener.port())};
+        if (never) launch.args.insert(launch.args.end(), {"--color", "never"});
+        launch.env = {never ? "NO_COLOR" : "NO_COLOR=1"};
+        OnScreen screen(client_path(), launch);
+        Peer server = listener.accept();
+        server.send_line("WELCOME alice Welcome.\nSAY bob hi\nERR wrong\nMSG bob alice psst\nINFO end");
+        screen.wait("-- end");
+        EXPECT_FALSE(re("\33\\[[0-9;]*[349][0-7][;m]").find(screen.process.output()));
+    }
+}
+
+TEST(ScreenChat, WrapsAtWordsAndMarksTheDay) {
+    Led led({}, {24, 50});
+    led.tell("PAST 2020-01-02T03:04:05Z SAY bob old\nSAY bob " + numbered("word", 1, 1) +
+             " a long line that has to be cut somewhere between two of its words");
+    EXPECT_TRUE(led.terminal.shows("── Thursday, 2020-01-02 ───"));
+    EXPECT_TRUE(led.terminal.shows("03:04 bob: old"));
+    int row = led.terminal.find("bob: word1 a long");
+    EXPECT_EQ(led.terminal.line(row + 1).substr(0, 8), "        ");
+    std::string both = led.terminal.line(row).substr(6) + ' ' + led.terminal.line(row + 1).substr(8);
+    EXPECT_NE((both + ' ').find("a long line that has to be cut somewhere between two of "), std::string::npos);
+    EXPECT_NE(led.terminal.line(row - 1).find("── " + local_time(std::time(nullptr), "%A")), std::string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The line
+
+TEST(ScreenLine, SurvivesAnythingThatArrives) {
+    Led led;
+    const std::string draft = "half a line: é 你好 👨‍👩‍👧 ";
+    led.type(draft);
+    led.wait("half a line");
+    led.tell(numbered("SAY bob flood ", 1, 500));
+    led.tell("ROOM den - - You are in den.\nWHO den 1 alice\nERR no\nPASS Password?");
+    led.type("secret\r");
+    led.server.expect("secret");
+    led.resize({10, 30});
+    led.resize({24, 80});
+    led.type("the end\r");
+    led.server.expect_next([&](std::string_view line) { return line == draft + "the end"; });
+}
+
+TEST(ScreenLine, IsEditedByKeys) {
+    Led led;
+    const std::vector<std::pair<std::string, std::string>> edits = {
+        {"bc\x01"
+         "a\x05"
+         "d",
+         "abcd"},
+        {"abd" + key("left") + "c", "abcd"},
+        {"bcd" + key("home") + "a" + key("right") + key("end") + "e", "abcde"},
+        {"axb\x02\x02\x06\x08", "ab"},
+        {"abxc\x02\x02\x04", "abc"},
+        {"abxc" + key("left") + key("left") + key("del"), "abc"},
+        {"abx\x7F"
+         "c",
+         "abc"},
+        {"one two three\x17"
+         "four",
+         "one two four"},
+        {"one two\33b\33bzero \33f and", "zero one and two"},
+        {"one two\33[1;5Dx", "one xtwo"},
+        {"one two\33b\x0B", "one "},
+        {"one two\33b\x15", "two"},
+        {"a\x0C"
+         "b",
+         "ab"},
+        {"a\33[99;99~\33[1;2A\33Oxb", "ab"},  // keys that it does not know
+    };
+    for (const auto& [keys, line] : edits) {
+        led.type(keys + "\r");
+        led.server.expect_next([&, wanted = line](std::string_view got) { return got == wanted; });
+    }
+    EXPECT_EQ(led.terminal.strange, Words{});
+}
+
+TEST(ScreenLine, IsEditedByGraphemes) {
+    Led led;
+    const Words graphemes = {"漢",     "e\u0301", "👨‍👩‍👧", "🇩🇪", "👍🏽",
+                             "❤️", "한",      "a\u0300\u0301\u0302"};
+    for (const std::string& grapheme : graphemes) {
+        const std::string left = key("left"), erase = "\x7F";
+        for (const std::string& typed : {std::string("a"), grapheme, grapheme, std::string("b"), left, erase,
+                                         std::string("c"), left, left, key("del")}) {
+            led.type(typed);
+        }
+        led.type("<" + key("end") + ">\r");
+        led.server.expect_next([](std::string_view line) { return line == "a<cb>"; });
+    }
+}
+
+TEST(ScreenLine, KeepsTheCursorWhereItBelongs) {
+    Led led;
+    led.type("漢字e\u0301👨‍👩‍👧🇩🇪x");
+    led.wait("the cursor behind all", [](const Terminal& t) { return t.row == 23 && t.column == 10; });
+    for (int column : {9, 7, 5, 4, 2, 0}) {
+        led.type(key("left"));
+        led.wait("the cursor at " + std::to_string(column), [=](const Terminal& t) { return t.column == column; });
+    }
+    led.type(key("end") + std::string(200, 'y') + "漢");
+    led.wait("the cursor on the screen", [](const Terminal& t) {
+        return t.row == 23 && t.column < 80 && t.column > 1 && t.at(23, t.column - 2).text == "漢";
+    });
+}
+
+TEST(ScreenLine, HasAHistoryThatKeepsTheDraft) {
+    Led led;
+    for (int i = 1; i <= 510; ++i) led.type("line " + std::to_string(i) + "\r");
+    led.server.expect("line 510");
+    led.type("draft" + key("up"));
+    led.wait("line 510");
+    led.type(key("up") + key("down") + key("down") + "!\r");
+    led.server.expect_next("draft!");
+    std::string ups;
+    for (int i = 0; i < 600; ++i) ups += key("up");
+    led.type(ups + "\r");
+    led.server.expect_next("line 12");  // the oldest of 500: the draft was the last
+}
+
+TEST(ScreenLine, IsCompletedByTab) {
+    Led led;
+    led.tell(
+        "WHO public 4 alice bob barbara carol\nSAY bob hi\nSAY barbara hi\nROOMS 2 rooms\n"
+        "LIST 1 public 4 server 2026-01-02T03:04:05Z NO CODE\nLIST 2 garden 1 bob 2026-01-02T03:04:05Z CODE");
+    const std::vector<std::pair<std::string, std::string>> completed = {{"b\t", "barbara: "},
+                                                                        {"b\t\t", "bob: "},
+                                                                        {"hello B\t", "hello barbara "},
+                                                                        {"/cr\tx", "/create x"},
+                                                                        {"/msg c\tx", "/msg carol x"},
+                                                                        {"/join g\t12345", "/join garden 12345"},
+                                                                        {"zzz\t", "zzz"},
+                                                                        {"/WHO\t", "/who "}};
+    for (const auto& [keys, line] : completed) {
+        led.type(keys + "\r");
+        led.server.expect([&, wanted = line](std::string_view got) { return got == wanted; });
+    }
+}
+
+TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
+    Led led;
+    led.type("\33[200~one\tline\33[31m\33[201~\r");
+    led.server.expect_next("one line\xEF\xBF\xBD[31m");
+    led.type("draft \33[200~a\rb\nc\r\n\33[201~");
+    led.wait("Send 3 lines?");
+    led.type(key("esc"));
+    led.wait_gone("Send 3 lines?");
+    led.type("kept\r");
+    led.server.expect_next(re("^draft kept$"));
+    led.type("\33[200~a\rb\r/c\33[201~");
+    led.wait("Send 3 lines?");
+    led.type("\r");
+    for (const char* line : {"^a$", "^b$", "^/c$"}) led.server.expect_next(re(line));
+}
+
+TEST(ScreenLine, IsBounded) {
+    Led led;
+    led.type(std::string(5000, 'x'));
+    led.wait("as long as a line may be");
+    led.type("\r");
+    led.server.expect_next([](std::string_view line) { return line.size() <= 4096; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What was said before
+
+TEST(ScreenScrollback, StaysWhereItIsAndCountsWhatComes) {
+    Led led;
+    led.tell(numbered("SAY bob line ", 1, 100));
+    led.type(key("pgup") + key("pgup"));
+    led.wait("older lines", [](const Terminal& t) { return t.shows("bob: line 50") && !t.shows("bob: line 100"); });
+    const std::string before = led.terminal.text().substr(0, 1200);
+    led.server.send_raw(numbered("SAY bob more ", 1, 12) + "\n");
+    led.wait("12 new");
+    EXPECT_EQ(led.terminal.text().substr(0, 1200), before);
+    EXPECT_EQ(led.terminal.title, "(12) public - Chatroom");
+    led.type(key("pgdn") + key("pgdn") + key("pgdn"));
+    led.wait("bob: more 12");
+    led.wait_gone("12 new");
+    EXPECT_TRUE(led.terminal.shows("── new ───")) << led.terminal.text();
+    EXPECT_EQ(led.terminal.find("── new ───") + 1, led.terminal.find("bob: more 1"));
+    EXPECT_EQ(led.terminal.title, "public - Chatroom");
+    led.type(key("wheel up"));
+    led.wait_gone("more 12");
+    led.type(key("wheel down"));
+    led.wait("more 12");
+    led.type("I have read it\r");
+    led.wait_gone("── new ───");
+}
+
+TEST(ScreenScrollback, HasTenThousandLinesAndABeginning) {
+    Led led({}, {24, 80});
+    led.tell(numbered("SAY bob line ", 1, 10050));
+    std::string ups;
+    for (int i = 0; i < 600; ++i) ups += key("pgup");
+    led.type(ups);
+    led.wait(
+        "the oldest line",
+        [](const Terminal& t) {
+            return t.line(1).ends_with("bob: line 52") || t.line(1).find("bob: line 52 ") != std::string::npos;
+        },
+        20);
+    led.type("x\r");
+    led.wait("bob: line 10050");
+}
+
+TEST(ScreenScrollback, MarksWhereOneLeftOff) {
+    Led led;
+    led.tell("SAY bob before");
+    led.type(key("focus out"));
+    led.tell("SAY bob one\nSAY bob two");
+    EXPECT_EQ(led.terminal.find("── new ───") + 1, led.terminal.find("bob: one"));
+    EXPECT_EQ(led.terminal.title, "(2) public - Chatroom");
+    led.type(key("focus in"));
+    led.wait("no count in the title", [](const Terminal& t) { return t.title == "public - Chatroom"; });
+    EXPECT_TRUE(led.terminal.shows("── new ───"));
+}
+
+int bells_of(const std::string& when) {
+    Led led({"--bell", when});
+    int bells = 0;
+    for (const char* line : {"SAY bob nothing", "SAY bob malice and alices", "SAY alice I am alice",
+                             "PAST 2026-01-02T03:04:05Z SAY bob alice", "SAY bob Hello, Alice!", "MSG bob alice psst",
+                             "MSG alice bob psst", "INFO alice"}) {
+        led.terminal.bells = 0;
+        led.tell(line);
+        bells = bells * 2 + led.terminal.bells;
+        if (led.terminal.bells > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1050));  // one a second
+    }
+    return bells;
+}
+
+TEST(ScreenBell, RingsWhenItIsWanted) {
+    EXPECT_EQ(bells_of("off"), 0b00000000);
+    EXPECT_EQ(bells_of("private"), 0b00000100);
+    EXPECT_EQ(bells_of("mention"), 0b00001100);
+    EXPECT_EQ(bells_of("all"), 0b11001100);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The list of rooms
+
+TEST(ScreenRooms, AreListedAndRefreshed) {
+    Server server({.args = {"--rooms", "red,green"}});
+    User alice(server);
+    alice.type(key("f2"));
+    alice.wait("green");
+    const std::string today = local_time(std::time(nullptr), "%Y-%m-%d");
+    EXPECT_TRUE(re("^ 1 +public +1 +NO CODE +server +" + today).find(alice.terminal.text())) << alice.terminal.text();
+    Peer bob(server.port(), "bob");
+    bob.send_line("/create garden 54321");
+    alice.wait("garden", 10);  // by itself
+    EXPECT_TRUE(re("^ 4 +garden +1 +CODE +bob +" + today).find(alice.terminal.text())) << alice.terminal.text();
+    bob.send_line("/leave");
+    bob.lines_until_echo();
+    alice.type("r");
+    alice.wait_gone("garden", 2);
+}
+
+TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
+    Server server({.args = {"--rooms", "red,green"}});
+    User alice(server);
+    Peer bob(server.port(), "bob");
+    bob.send_line("/create garden 54321");
+    bob.expect("ROOM garden");
+    alice.type(key("f2"));
+    alice.wait("garden");
+    alice.type(key("down") + key("down") + "\r");
+    alice.wait("You are in green.");
+    alice.click("F2 Rooms");
+    alice.wait("Exit code");
+    alice.click(" 2    red");
+    alice.click(" 2    red");
+    alice.wait("You are in red.");
+    alice.type(key("f2"));
+    alice.wait("garden");
+    alice.type(key("home") + key("end"));
+    alice.click("Enter Join");
+    alice.wait("The code of garden: ");
+    alice.type("11111\r");
+    alice.wait("That is wrong");
+    alice.type("\r");
+    alice.wait("The code of garden: ");
+    alice.type("54321\r");
+    alice.wait("You are in garden.");
+    alice.type("/rooms\r");
+    alice.wait("Exit code");
+    alice.click("Esc Back");
+    alice.wait("bob owner");
+}
+
+TEST(ScreenRooms, AreMade) {
+    Server server;
+    User alice(server);
+    alice.type(key("f2"));
+    alice.wait("c Create");
+    alice.click("c Create");
+    alice.wait("The new room's name: ");
+    alice.type("den\r");
+    alice.wait("A code of five digits");
+    alice.type("12345\r");
+    alice.wait("den  code 12345");
+    alice.type(key("f2"));
+    alice.wait("CODE     alice");
+    alice.type("c");
+    alice.wait("The new room's name: ");
+    alice.type(key("esc"));
+    alice.wait_gone("The new room's name: ");
+    alice.type("i");
+    alice.wait("Keys");
+    alice.type(key("esc"));
+    alice.wait("alice owner");
+    alice.type(key("f1"));
+    alice.wait("This is Chatroom");
+    alice.type(key("pgdn") + key("pgdn"));
+    alice.wait("Marks:");
+}
+
+TEST(ScreenRooms, LetTheExitCodeEndTheServer) {
+    Server server;
+    const std::string code = server.wait_output(re("exit code: ([0-9]{5})"));
+    User alice(server);
+    alice.type(key("f2"));
+    alice.wait("x Exit code");
+    alice.click("x Exit code");
+    alice.wait("its exit code: ");
+    alice.type(code + "\r");
+    EXPECT_EQ(server.wait_exit(), 0);
+    EXPECT_EQ(alice.process.wait_exit(), 1);
+    alice.see();
+    EXPECT_TRUE(alice.terminal.shows("The server shuts down.")) << alice.terminal.text();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sizes, and what is sent to the terminal
+
+TEST(ScreenSize, CanBeAnyAndChangesAtAnyMoment) {
+    Led led;
+    led.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
+    led.type("draft 漢字");
+    for (Window size : {Window{1, 1}, {2, 1}, {1, 2}, {3, 10}, {10, 40}, {6, 3}, {200, 500}, {24, 80}}) {
+        for (const std::string& keys :
+             {key("f2"), key("f1"), key("esc"), key("pgup"), key("pgdn"), std::string("\x0C")}) {
+            led.resize(size);
+            led.type(keys);
+        }
+        led.tell("SAY bob a line for " + std::to_string(size.rows));
+    }
+}
+
+TEST(ScreenSize, LeavesNoStrayCharacter) {
+    Led led;
+    led.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
+    for (int i = 1; i <= 40; ++i)
+        led.resize({static_cast<unsigned short>(1 + i % 24), static_cast<unsigned short>(1 + i * 7 % 90)});
+    led.resize({24, 80});
+    led.tell("SAY bob the last one");
+    const std::string shown = led.terminal.text();
+    led.process.mark();
+    led.type("\x0C");
+    led.process.wait_output("\33[2J");
+    led.tell("INFO after");
+    led.terminal.printed = 0;
+    EXPECT_NE(led.terminal.text().find("bob: the last one"), std::string::npos);
+    EXPECT_EQ(shown.substr(0, shown.find('\n')), led.terminal.text().substr(0, shown.find('\n')));
+    EXPECT_EQ(led.terminal.strange, Words{});
+}
+
+TEST(ScreenSize, RedrawsOnlyWhatChanged) {
+    Led led;
+    led.tell(numbered("SAY bob line ", 1, 10));
+    led.process.mark();
+    const std::size_t before = led.process.output().size();
+    led.type("x");
+    led.wait("x in the last row", [](const Terminal& t) { return t.line(23) == "x"; });
+    EXPECT_LT(led.process.output().size() - before, 20U);
+}
+
+TEST(ScreenSpeed, SleepsWhenNothingHappens) {
+    Led led;
+    led.tell("INFO quiet");
+    const auto switches = [&] {
+        long all = 0;
+        for (const auto& thread :
+             std::filesystem::directory_iterator("/proc/" + std::to_string(led.process.pid()) + "/task")) {
+            const std::string status = read_file(thread.path() / "status");
+            all += std::stol(status.substr(status.find("voluntary_ctxt_switches:") + 24));
+        }
+        return all;
+    };
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    const long before = switches();
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    EXPECT_LE(switches() - before, 1);
+}
+
+// What the server of a test goes on sending while the test looks at the client.
+class Flood {
+   public:
+    Flood(Led& led, std::function<void(Peer&)> send) {
+        sender_ = std::async(std::launch::async, [this, &led, send = std::move(send)] {
+            while (!enough_) send(led.server);
+        });
+    }
+    ~Flood() { enough_ = true; }
+
+   private:
+    std::atomic<bool> enough_ = false;
+    std::future<void> sender_;
+};
+
+TEST(ScreenSpeed, ShowsAKeyAtOnceWhileFiveHundredLinesASecondCome) {
+    Led led;
+    const Flood flood(led, [i = 0](Peer& server) mutable {
+        server.send_line("SAY bob flood " + std::to_string(i++));
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    });
+    std::vector<double> times;
+    for (int i = 0; i < 50; ++i) {
+        led.wait("bob: flood " + std::to_string(10 * i));
+        const std::string draft = std::string(static_cast<std::size_t>(i) + 1, 'x');
+        const auto start = harness::Clock::now();
+        led.type("x");
+        led.wait("a key", [&](const Terminal& t) { return t.line(23) == draft; });
+        times.push_back(std::chrono::duration<double, std::milli>(harness::Clock::now() - start).count());
+    }
+    std::sort(times.begin(), times.end());
+    EXPECT_LT(times[25], 16) << "the median, in milliseconds";
+    std::cout << "key to screen: median " << times[25] << " ms, worst " << times.back() << " ms\n";
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The terminal is given back
+
+TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
+    Server server;
+    for (const std::string way : {"quit", "Ctrl-D", "Ctrl-C", "TERM", "HUP", "QUIT", "SEGV", "ABRT", "kick"}) {
+        Pty tester("/bin/cat");
+        const termios before = tester.modes();
+        User alice(server);
+        EXPECT_TRUE(alice.terminal.alternate);
+        if (way == "quit") alice.type("/quit\r");
+        if (way == "Ctrl-D") alice.type("\x04");
+        if (way == "Ctrl-C") alice.type("\x03");
+        if (way == "TERM") alice.process.signal(SIGTERM);
+        if (way == "HUP") alice.process.signal(SIGHUP);
+        if (way == "QUIT") alice.process.signal(SIGQUIT);
+        if (way == "SEGV") alice.process.signal(SIGSEGV);
+        if (way == "ABRT") alice.process.signal(SIGABRT);
+        if (way == "kick") server.write("/kick alice\n");
+        const int status = alice.process.wait_exit();
+        EXPECT_EQ(status == 0, way == "quit" || way == "Ctrl-D") << way;
+        EXPECT_TRUE(is_given_back(alice, before)) << way;
+        EXPECT_EQ(alice.terminal.shows("You were kicked by server."), way == "kick");
+    }
+}
+
+TEST(ScreenEnd, StopsAndGoesOn) {
+    Server server;
+    Launch launch{.args = {"-i"}, .env = {"PS1=shell> ", "NO_COLOR"}};
+    OnScreen shell("/bin/sh", launch);
+    shell.wait("shell>");
+    shell.type(client_path() + " 127.0.0.1 " + std::to_string(server.port()) + " --name alice\n");
+    shell.wait("the chat", [](const Terminal& t) { return t.alternate && t.shows("Welcome, alice"); });
+    shell.type("half a li");
+    shell.wait("half a li");
+    shell.type("\x1A");
+    shell.wait("the shell", [](const Terminal& t) { return !t.alternate && t.modes == std::set<int>{7, 25}; });
+    shell.type("echo $((6 * 7)) is the answer\n");
+    shell.wait("42 is the answer");
+    EXPECT_TRUE(shell.terminal.shows("echo $((6"));
+    Peer bob(server.port(), "bob");
+    bob.send_line("while you were gone");
+    shell.type("fg\n");
+    shell.wait("the chat again", [](const Terminal& t) { return t.alternate && t.shows("while you were gone"); });
+    shell.type("ne\r");
+    bob.expect("SAY alice half a line");
+}
+
+TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
+    Led led;
+    led.tell("ROOM den 12345 alice You are in den.\nWHO den 1 alice\nPASS Password?");
+    led.type("secret\rhalf a ");
+    led.server.expect("secret");
+    led.wait("half a");
+    led.server.reset();
+    led.wait("trying again in 1 s");
+    led.type("line\r");
+    led.wait("There is no connection now");
+    {
+        Peer again = led.listener->accept();  // the name is still taken: it does not ask the person
+        again.send_line("NICK Your name?");
+        again.expect_next(re("^alice$"));
+        again.send_raw("ERR Somebody has it.\nNICK Your name?\n");
+        again.expect_closed();
+    }
+    led.wait("trying again in 2 s");
+    Peer again = led.listener->accept();
+    again.send_line("NICK Your name?");
+    again.expect_next(re("^alice$"));
+    again.send_line("PASS Password?");
+    again.expect_next(re("^secret$"));
+    again.send_line("WELCOME alice Welcome.");
+    again.expect_next(re("^/join den 12345$"));
+    again.send_line("ROOM den 12345 alice You are in den.\nINFO back");
+    led.wait("-- back");
+    led.type("\r");
+    again.expect_next(re("^half a line$"));
+    again.send_line("BYE IDLE You were silent for too long.");
+    EXPECT_EQ(led.process.wait_exit(), 1);
+    led.see();
+    EXPECT_TRUE(led.terminal.shows("You were silent for too long."));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Hostile servers
+
+TEST(ScreenTrusts, NoServer) {
+    Led led;
+    led.tell("SAY bob " + std::string(16000, 'x') + "\nSAY bob " + std::string(1 << 20, 'y') + "\nINFO long");
+    std::string members = "WHO public 1000000";
+    for (int i = 0; i < 100'000; ++i) members += (i % 1000 == 0 ? "\nWHO public 1000000 m" : " m") + std::to_string(i);
+    led.tell(members);
+    std::string rooms = "ROOMS 1000000 rooms";
+    for (int i = 0; i < 100'000; ++i)
+        rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
+    led.tell(rooms);
+    const std::string right_to_left{'\xE2', '\x80', '\xAE'};
+    for (const std::string& evil : Words{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
+        for (const char* form : {"SAY % %", "ME %", "MSG % % %", "ROOM % % % x", "WHO % 1 %", "OWNER % x", "JOIN % %",
+                                 "LIST 1 % 1 % % CODE", "INFO %", "PAST % SAY % %", "%"}) {
+            led.tell(std::regex_replace(form, std::regex("%"), "a" + evil + "31m"));
+        }
+        led.server.send_line("NICK " + evil);
+        led.type("\r");
+    }
+    std::string accents = "SAY bob e";
+    for (int i = 0; i < 5000; ++i) accents += "\u0301";
+    led.tell(accents);
+    EXPECT_EQ(led.terminal.strange, Words{});
+    led.type("still here");
+    led.wait("still here");
+    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
+}
+
+TEST(ScreenTrusts, NoFloodToEnd) {
+    Led led;
+    std::string lines;
+    for (int i = 0; i < 1000; ++i) lines += "SAY bob \u0301 flood " + std::string(100, 'x') + "\n";
+    const Flood flood(led, [&](Peer& server) { server.try_send(lines, 0.2); });
+    led.wait("flood");
+    for (int i = 1; i <= 5; ++i) {
+        led.type("x");
+        led.wait("a key",
+                 [=](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i), 'x'); });
+    }
+    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
+    led.type("\x03");
+    EXPECT_EQ(led.process.wait_exit(), -SIGINT);
+}
+
+}  // namespace
