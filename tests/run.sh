@@ -1,14 +1,35 @@
 #!/bin/sh
-# Runs test programs one after the other, tells what failed, and adds them up: `make test` calls it so.
+# Runs test programs, two at a time since they wait more than they work, tells what failed, and adds them up:
+# `make test` calls it so.
 #
 #   FILTER='Suite.*' V=1 sh tests/run.sh REPORT TEST...
 #
 # REPORT is what the names of the sanitizers' report files begin with. Each test's output is in TEST.log.
 set -u
-reports=$1
-shift
-passed=0 failed=0 skipped=0
-rm -f "$reports".*
+
+count() { grep -c "$1" "$test.log"; }
+
+# Sets ok, bad and skip to the numbers of tests in TEST.log. A program that crashed, or that ended with 0 before its
+# last test, counts as a failed test more.
+count_tests() {
+    test=$1
+    ok=$(count '\[       OK \] .* ms)$') bad=$(count '\[  FAILED  \] .* ms)$') skip=$(count '\[  SKIPPED \] .* ms)$')
+    status=$(cat "$test.status")
+    if [ "$(count '^\[==========\] .* ran\.')" = 0 ] || { [ "$status" != 0 ] && [ "$bad" = 0 ]; }; then
+        bad=$((bad + 1))
+    fi
+}
+
+if [ "$1" = --one ]; then  # this script calls itself so
+    start=$(date +%s)
+    "./$2" ${FILTER:+"--gtest_filter=$FILTER"} >"$2.log" 2>&1
+    echo $? >"$2.status"
+    count_tests "$2"
+    [ "${V:-}" = 1 ] && cat "$2.log"
+    printf '  %-24s %s passed, %s failed, %s skipped (%s s)\n' "$(basename "$2")" "$ok" "$bad" "$skip" \
+        $(($(date +%s) - start))
+    exit 0
+fi
 
 # Prints the part of a log that is about failed tests, and about the one that ran when the program ended too early.
 failures() {
@@ -20,20 +41,14 @@ failures() {
          END { if ($0 !~ /tear-down/) printf "%s", part }' "$1"
 }
 
-for test in "$@"; do
-    [ "${V:-}" = 1 ] || printf '  %-24s ' "$(basename "$test")"
-    start=$(date +%s)
-    "./$test" ${FILTER:+"--gtest_filter=$FILTER"} >"$test.log" 2>&1
-    status=$?
-    [ "${V:-}" = 1 ] && cat "$test.log"
+reports=$1
+shift
+passed=0 failed=0 skipped=0
+rm -f "$reports".*
+printf '%s\n' "$@" | xargs -P 2 -I TEST sh "$0" --one TEST
 
-    ok=$(grep -c '\[       OK \] .* ms)$' "$test.log")
-    bad=$(grep -c '\[  FAILED  \] .* ms)$' "$test.log")
-    skip=$(grep -c '\[  SKIPPED \] .* ms)$' "$test.log")
-    ended=$(grep -c '^\[==========\] .* ran\.' "$test.log")
-    # A program that crashed, or that ended with 0 before its last test, counts as a failed test more.
-    if [ "$ended" = 0 ] || { [ "$status" != 0 ] && [ "$bad" = 0 ]; }; then bad=$((bad + 1)); fi
-    [ "${V:-}" = 1 ] || echo "$ok passed, $bad failed, $skip skipped ($(($(date +%s) - start)) s)"
+for each in "$@"; do
+    count_tests "$each"
     if [ "$bad" != 0 ] && [ "${V:-}" != 1 ]; then
         failures "$test.log"
         echo "$test ended with status $status; its whole output is in $test.log."
@@ -48,7 +63,5 @@ for report in "$reports".*; do
     cat "$report"
 done
 
-[ "$passed" != 0 ] || echo "No test passed${FILTER:+; FILTER is '$FILTER'}."
-[ "$skipped" = 0 ] && others='' || others=", $skipped skipped"
-echo "$passed passed, $failed failed$others"
+if [ "$skipped" = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
 [ "$failed" = 0 ] && [ "$passed" != 0 ]

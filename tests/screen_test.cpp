@@ -474,7 +474,7 @@ TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
     alice.click("Enter Join");
     alice.wait("The code of garden: ");
     alice.type("11111\r");
-    alice.wait("That is wrong");
+    alice.wait("That is not the room's code");
     alice.type("\r");
     alice.wait("The code of garden: ");
     alice.type("54321\r");
