@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <termios.h>
 
+#include <atomic>
 #include <chrono>
 #include <climits>
 #include <clocale>
@@ -54,11 +55,11 @@ struct UsageError : std::runtime_error {
 
 enum TerminalMode { as_found, typing_hidden, whole_screen };
 
-termios terminal_as_found;                            // when its mode was changed
-volatile std::sig_atomic_t terminal_mode = as_found;  // if it is another, the terminal has to be given back
-volatile std::sig_atomic_t helper = 0;                // the process of --via, which must not outlive us
-
-const Wakeup* attention = nullptr;  // wakes the writer after a signal that concerns the screen
+termios terminal_as_found;                           // when its mode was changed
+std::atomic<TerminalMode> terminal_mode = as_found;  // if it is another, the terminal has to be given back
+std::atomic<pid_t> helper = 0;                       // the process of --via, which must not outlive us
+std::atomic<const Wakeup*> attention = nullptr;      // wakes the writer after a signal that concerns the screen
+static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
 
 // The window's title is saved; the other screen, no wrapping, the mouse, focus and pastes told. And all of it undone.
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
@@ -99,21 +100,32 @@ void catch_signal(int number, void (*handler)(int), int flags = 0) {
 
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
+    const int saved = errno;
     set_terminal(as_found);
-    if (helper > 0) kill(static_cast<pid_t>(helper), SIGTERM);
+    if (helper > 0) kill(helper, SIGTERM);
     raise(number);
+    errno = saved;
+}
+
+void wake_writer() {
+    const Wakeup* writer = attention;
+    if (writer != nullptr) writer->set();
 }
 
 // Ctrl-Z: the shell gets the terminal as it was, and we take it again after fg.
 void stop_by_signal(int number) {
     const int saved = errno;
-    const auto mode = static_cast<TerminalMode>(terminal_mode);
+    const TerminalMode mode = terminal_mode;
     set_terminal(as_found);
     catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops
-    catch_signal(number, stop_by_signal, SA_NODEFER);
+    sigset_t itself;
+    sigemptyset(&itself);
+    sigaddset(&itself, number);
+    raise(number);
+    pthread_sigmask(SIG_UNBLOCK, &itself, nullptr);  // here it stops
+    catch_signal(number, stop_by_signal);
     set_terminal(mode);
-    if (attention != nullptr) attention->set();
+    wake_writer();
     errno = saved;
 }
 
@@ -122,10 +134,8 @@ void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
         catch_signal(number, end_by_signal, once);
     }
-    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGWINCH, [](int) {
-        if (attention != nullptr) attention->set();
-    });
+    catch_signal(SIGTSTP, stop_by_signal);
+    catch_signal(SIGWINCH, [](int) { wake_writer(); });
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
@@ -543,7 +553,7 @@ class Connection {
         helper_ = fork();
         if (helper_ < 0) throw_errno("fork");
         if (helper_ == 0) become(arguments.data(), its_socket.get(), its_errors.get(), may_ask);
-        helper = static_cast<std::sig_atomic_t>(helper_);
+        helper = helper_;
     }
 
     // A command that has ended may have said why.

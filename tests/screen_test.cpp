@@ -573,6 +573,7 @@ TEST(ScreenSize, RedrawsOnlyWhatChanged) {
 }
 
 TEST(ScreenSpeed, SleepsWhenNothingHappens) {
+    if (std::getenv("CHATROOM_SLOW") != nullptr) GTEST_SKIP() << "a sanitizer has threads of its own";
     Led led;
     led.tell("INFO quiet");
     const auto switches = [&] {
