@@ -683,7 +683,7 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     led.server.reset();
     led.wait("trying again in 1 s");
     led.type("line\r");
-    led.wait("There is no connection now");
+    led.wait("That cannot be sent now");
     {
         Peer again = led.listener->accept();  // the name is still taken: it does not ask the person
         again.send_line("NICK Your name?");
@@ -721,6 +721,9 @@ TEST(ScreenTrusts, NoServer) {
     std::string rooms = "ROOMS 1000000 rooms";
     for (int i = 0; i < 100'000; ++i)
         rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
+    led.tell(rooms);
+    rooms = "ROOMS 2000 rooms";
+    for (int i = 0; i < 2000; ++i) rooms += "\nLIST 1 " + std::string(9000, 'x') + " 1 bob 2026-01-02T03:04:05Z CODE";
     led.tell(rooms);
     const std::string right_to_left{'\xE2', '\x80', '\xAE'};
     for (const std::string& evil : Words{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
