@@ -10,11 +10,11 @@
 #include <getopt.h>
 #include <ifaddrs.h>
 #include <net/if.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/wait.h>
 #include <termios.h>
 
+#include <atomic>
 #include <chrono>
 #include <climits>
 #include <clocale>
@@ -54,11 +54,11 @@ struct UsageError : std::runtime_error {
 
 enum TerminalMode { as_found, typing_hidden, whole_screen };
 
-termios terminal_as_found;                            // when its mode was changed
-volatile std::sig_atomic_t terminal_mode = as_found;  // if it is another, the terminal has to be given back
-volatile std::sig_atomic_t helper = 0;                // the process of --via, which must not outlive us
-
-const Wakeup* attention = nullptr;  // wakes the writer after a signal that concerns the screen
+termios terminal_as_found;                           // when its mode was changed
+std::atomic<TerminalMode> terminal_mode = as_found;  // if it is another, the terminal has to be given back
+std::atomic<pid_t> helper = 0;                       // the process of --via, which must not outlive us
+std::atomic<const Wakeup*> attention = nullptr;      // wakes the writer after a signal that concerns the screen
+static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
 
 // The window's title is saved; the other screen, no wrapping, the mouse, focus and pastes told. And all of it undone.
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
@@ -99,21 +99,32 @@ void catch_signal(int number, void (*handler)(int), int flags = 0) {
 
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
+    const int saved = errno;
     set_terminal(as_found);
-    if (helper > 0) kill(static_cast<pid_t>(helper), SIGTERM);
+    if (helper > 0) kill(helper, SIGTERM);
     raise(number);
+    errno = saved;
+}
+
+void wake_writer() {
+    const Wakeup* writer = attention;
+    if (writer != nullptr) writer->set();
 }
 
 // Ctrl-Z: the shell gets the terminal as it was, and we take it again after fg.
 void stop_by_signal(int number) {
     const int saved = errno;
-    const auto mode = static_cast<TerminalMode>(terminal_mode);
+    const TerminalMode mode = terminal_mode;
     set_terminal(as_found);
     catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops
-    catch_signal(number, stop_by_signal, SA_NODEFER);
+    sigset_t itself;
+    sigemptyset(&itself);
+    sigaddset(&itself, number);
+    raise(number);
+    pthread_sigmask(SIG_UNBLOCK, &itself, nullptr);  // here it stops
+    catch_signal(number, stop_by_signal);
     set_terminal(mode);
-    if (attention != nullptr) attention->set();
+    wake_writer();
     errno = saved;
 }
 
@@ -122,10 +133,8 @@ void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
         catch_signal(number, end_by_signal, once);
     }
-    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGWINCH, [](int) {
-        if (attention != nullptr) attention->set();
-    });
+    catch_signal(SIGTSTP, stop_by_signal);
+    catch_signal(SIGWINCH, [](int) { wake_writer(); });
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
@@ -350,8 +359,8 @@ void collect_answers(const Fd& socket, std::string_view nonce, const ifaddrs* in
 std::vector<Found> find_servers() {
     const Interfaces interfaces = list_interfaces();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
-    const int yes = 1;
-    if (!socket || setsockopt(socket.get(), SOL_SOCKET, SO_BROADCAST, &yes, sizeof yes) != 0) throw_errno("socket");
+    if (!socket) throw_errno("socket");
+    set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
     std::random_device random;
     const std::string nonce = std::to_string(random()) + std::to_string(random());
     std::vector<Found> all;
@@ -460,11 +469,10 @@ class Connection {
     Connection(const Target& target, const Wakeup& stop, bool may_ask) {
         if (target.via.empty()) {
             socket_ = connect_to(target, stop);
+            watch_for_vanishing(socket_);
         } else {
             start(target.via, may_ask);
         }
-        const int yes = 1;  // so that the system finds out when the other side has vanished without a word
-        setsockopt(socket_.get(), SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
     }
     Connection(const Connection&) = delete;
     Connection& operator=(const Connection&) = delete;
@@ -543,7 +551,7 @@ class Connection {
         helper_ = fork();
         if (helper_ < 0) throw_errno("fork");
         if (helper_ == 0) become(arguments.data(), its_socket.get(), its_errors.get(), may_ask);
-        helper = static_cast<std::sig_atomic_t>(helper_);
+        helper = helper_;
     }
 
     // A command that has ended may have said why.
@@ -904,7 +912,7 @@ class Client {
     // ---- The room, who is in it, and the others
 
     void entered(const Lock& /*held*/, const Message& message) {
-        room_ = message.fields[0];
+        room_ = valid_name(message.fields[0]) ? message.fields[0] : "?";
         code_ = message.fields[1];
         owner_.clear();
         members_.clear();
@@ -933,16 +941,18 @@ class Client {
 
     void list_begins(const Lock& /*held*/, const Message& message) {
         listing_.clear();
-        to_be_listed_ = static_cast<std::size_t>(parse_number(message.fields[0], 0, most_listed).value_or(most_listed));
+        left_to_list_ = parse_number(message.fields[0], 0, LONG_MAX).value_or(0);
     }
 
+    // The list is shown when it is complete.
     void listed(const Lock& /*held*/, const Message& message) {
         const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        listing_.push_back({number(0), number(2), std::string(message.fields[1]), std::string(message.fields[3]),
-                            wire_time(std::string(message.fields[4])), message.text == "CODE"});
-        if (listing_.size() < to_be_listed_) return;
-        rooms_ = std::exchange(listing_, {});
-        to_be_listed_ = most_listed;
+        const std::string name(message.fields[1]), creator(message.fields[3]);
+        if (valid_name(name) && valid_name(creator) && listing_.size() < most_listed) {
+            const std::time_t created = wire_time(std::string(message.fields[4]));
+            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        }
+        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
     // ---- The end, and coming back
@@ -1004,7 +1014,7 @@ class Client {
     bool returning_ = false;                   // to a chat in which we were before
     std::chrono::seconds wait_ = 1s;           // before the next try to come back
     std::vector<RoomListed> listing_;          // of an answer that is not complete
-    std::size_t to_be_listed_ = most_listed;   // how many there will be
+    long left_to_list_ = 0;                    // how many there will be
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1818,7 +1828,7 @@ class ScreenClient : public Client {
         if (same_name(command, "/rooms")) {
             open(lock, View::rooms);
         } else if (!submit(lock, text)) {
-            status_ = "There is no connection now: the line stays here.";
+            status_ = "That cannot be sent now: the line stays here.";
             return;
         }
         line_.remember(line_.take());
@@ -1976,7 +1986,8 @@ class ScreenClient : public Client {
     void draw() {
         winsize size{};
         const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
-        Canvas canvas(known ? size.ws_row : 24, known ? size.ws_col : 80);
+        constexpr int most = 1000;
+        Canvas canvas(known ? std::min<int>(size.ws_row, most) : 24, known ? std::min<int>(size.ws_col, most) : 80);
         spots_.clear();
         if (!is_away()) unread_ = 0;
         const int top = canvas.rows >= 3 ? 1 : 0;

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -414,6 +415,28 @@ inline AddressList resolve(const std::string& host, const std::string& port) {
     if (error == EAI_SYSTEM) throw_errno("getaddrinfo " + host);
     if (error != 0) throw std::runtime_error("getaddrinfo " + host + ": " + gai_strerror(error));
     return {found, freeaddrinfo};
+}
+
+inline void set_option(const Fd& socket, int level, int option, int value) {
+    setsockopt(socket.get(), level, option, &value, sizeof value);
+}
+
+// Has the system find out within a minute or so that a peer has vanished without a word, its cable pulled: recv()
+// then fails. The names of these options differ, see tcp(7) and tcp(4).
+inline void watch_for_vanishing(const Fd& socket) {
+    set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
+#ifdef TCP_KEEPIDLE
+    set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, 30);
+#else
+    set_option(socket, IPPROTO_TCP, TCP_KEEPALIVE, 30);
+#endif
+    set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+    set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
+#ifdef TCP_USER_TIMEOUT
+    set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, 60 * 1000);  // when something is, and is not acknowledged
+#elif defined(TCP_RXT_CONNDROPTIME)
+    set_option(socket, IPPROTO_TCP, TCP_RXT_CONNDROPTIME, 60);
+#endif
 }
 
 // Gives a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".

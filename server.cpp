@@ -15,7 +15,6 @@
 #include <crypt.h>
 #endif
 #include <getopt.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -1550,28 +1549,6 @@ void run_clock() {
 
 // ---------------------------------------------------------------------------------------------------------
 // 10. Listening and accepting
-
-void set_option(const Fd& socket, int level, int option, int value) {
-    setsockopt(socket.get(), level, option, &value, sizeof value);
-}
-
-// Has the system find out within a minute or so that a peer has vanished without a word, its cable pulled: recv()
-// then fails. The names of these options differ, see tcp(7) and tcp(4).
-void watch_for_vanishing(const Fd& socket) {
-    set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
-#ifdef TCP_KEEPIDLE
-    set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, 30);
-#else
-    set_option(socket, IPPROTO_TCP, TCP_KEEPALIVE, 30);
-#endif
-    set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, 10);
-    set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
-#ifdef TCP_USER_TIMEOUT
-    set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, 60 * 1000);  // when something is, and is not acknowledged
-#elif defined(TCP_RXT_CONNDROPTIME)
-    set_option(socket, IPPROTO_TCP, TCP_RXT_CONNDROPTIME, 60);
-#endif
-}
 
 // Gives the port in an IPv4 or IPv6 address, in network byte order.
 in_port_t& port_in(sockaddr* address) {

@@ -553,12 +553,10 @@ TEST(ScreenSize, LeavesNoStrayCharacter) {
     led.tell("SAY bob the last one");
     const std::string shown = led.terminal.text();
     led.process.mark();
-    led.type("\x0C");
+    led.type("\x0Cz");
     led.process.wait_output("\33[2J");
-    led.tell("INFO after");
-    led.terminal.printed = 0;
-    EXPECT_NE(led.terminal.text().find("bob: the last one"), std::string::npos);
-    EXPECT_EQ(shown.substr(0, shown.find('\n')), led.terminal.text().substr(0, shown.find('\n')));
+    led.wait("all anew", [](const Terminal& t) { return t.line(23) == "z"; });
+    EXPECT_EQ(led.terminal.text(), shown.substr(0, shown.size() - 1) + "z\n");
     EXPECT_EQ(led.terminal.strange, Words{});
 }
 
@@ -573,6 +571,7 @@ TEST(ScreenSize, RedrawsOnlyWhatChanged) {
 }
 
 TEST(ScreenSpeed, SleepsWhenNothingHappens) {
+    if (std::getenv("CHATROOM_SLOW") != nullptr) GTEST_SKIP() << "a sanitizer has threads of its own";
     Led led;
     led.tell("INFO quiet");
     const auto switches = [&] {
@@ -661,7 +660,9 @@ TEST(ScreenEnd, StopsAndGoesOn) {
     shell.type("half a li");
     shell.wait("half a li");
     shell.type("\x1A");
-    shell.wait("the shell", [](const Terminal& t) { return !t.alternate && t.modes == std::set<int>{7, 25}; });
+    shell.wait("Stopped");
+    EXPECT_FALSE(shell.terminal.alternate);
+    EXPECT_EQ(shell.terminal.modes, (std::set<int>{7, 25}));
     shell.type("echo $((6 * 7)) is the answer\n");
     shell.wait("42 is the answer");
     EXPECT_TRUE(shell.terminal.shows("echo $((6"));
@@ -682,7 +683,7 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     led.server.reset();
     led.wait("trying again in 1 s");
     led.type("line\r");
-    led.wait("There is no connection now");
+    led.wait("That cannot be sent now");
     {
         Peer again = led.listener->accept();  // the name is still taken: it does not ask the person
         again.send_line("NICK Your name?");
@@ -720,6 +721,9 @@ TEST(ScreenTrusts, NoServer) {
     std::string rooms = "ROOMS 1000000 rooms";
     for (int i = 0; i < 100'000; ++i)
         rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
+    led.tell(rooms);
+    rooms = "ROOMS 2000 rooms";
+    for (int i = 0; i < 2000; ++i) rooms += "\nLIST 1 " + std::string(9000, 'x') + " 1 bob 2026-01-02T03:04:05Z CODE";
     led.tell(rooms);
     const std::string right_to_left{'\xE2', '\x80', '\xAE'};
     for (const std::string& evil : Words{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
