@@ -6,6 +6,7 @@
 #include <csignal>
 #include <filesystem>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -40,22 +41,22 @@ void replace(std::string& text, const std::string& part, const std::string& by) 
     text.replace(at, part.size(), by);
 }
 
-// Gives a line of docs/internet.md which begins so: what the page tells people to do is what is tried.
-std::string quoted(const std::string& beginning) {
-    const std::string page = "\n" + read_file("docs/internet.md");
-    const std::size_t at = page.find("\n" + beginning);
-    if (at == std::string::npos) throw Failure("docs/internet.md has no line that begins with " + beginning);
-    return page.substr(at + 1, page.find('\n', at + 1) - at - 1);
+// Gives the line of docs/internet.md that begins so, and has an option: what the page tells people to do is what is
+// tried.
+std::string quoted(const std::string& beginning, const std::string& option = "") {
+    std::istringstream page(read_file("docs/internet.md"));
+    for (std::string line; std::getline(page, line);) {
+        if (line.starts_with(beginning) && contains(line, option)) return line;
+    }
+    throw Failure("docs/internet.md has no line that begins with " + beginning + " and has " + option);
 }
 
-// The same, and of it what stands in quotation marks: the command of a --via, to another HOST:PORT.
-std::string quoted_via(const std::string& beginning, const std::string& host_port) {
-    const std::string line = quoted("./client --via '" + beginning);
-    std::string command = line.substr(line.find('\'') + 1);
-    command.pop_back();
-    const std::size_t at = command.rfind(' ') + 1;
-    EXPECT_EQ(command.substr(at), "chat.example.org:12346");
-    return command.substr(0, at) + host_port;
+// Gives the command in a --via with that option, to another HOST:PORT.
+std::string quoted_via(const std::string& option, const std::string& host_port) {
+    const std::string line = quoted("./client --via 'openssl s_client ", option), where = " chat.example.org:12346'";
+    EXPECT_TRUE(line.ends_with(where)) << line;
+    const std::size_t begin = line.find('\'') + 1;
+    return line.substr(begin, line.size() - begin - where.size()) + " " + host_port;
 }
 
 std::string at_port(int port) { return "127.0.0.1:" + std::to_string(port); }
@@ -144,13 +145,9 @@ class Tls : public testing::TestWithParam<Front> {
         EXPECT_FALSE(contains(read_file(path("there")), "alice"));
     }
 
-    [[nodiscard]] std::string pinned() const {
-        return quoted_via("openssl s_client -quiet -verify_quiet -verify_return_error -no-CApath",
-                          at_port(front->port));
-    }
+    [[nodiscard]] std::string pinned() const { return quoted_via("-CAfile chat.crt", at_port(front->port)); }
     [[nodiscard]] std::string signed_by_authority() const {
-        return quoted_via("openssl s_client -quiet -verify_quiet -verify_return_error -verify_hostname",
-                          at_port(front->port));
+        return quoted_via("-verify_hostname chat.example.org", at_port(front->port));
     }
     [[nodiscard]] std::string path(const std::string& name) const { return directory + "/" + name; }
 
@@ -344,11 +341,25 @@ TEST_F(Via, TheCommandIsEndedThoughItIsStubborn) {
     EXPECT_TRUE(eventually([&] { return gone(pid); }));
 }
 
+TEST_F(Via, TheCommandIsAskedToEndBeforeItIsKilled) {
+    const TempDir dir;
+    const std::string file = dir.path() / "polite";
+    Listener server;
+    const Command command("trap 'echo >" + file + "; exit' TERM\nsocat - TCP:" + at_port(server.port()) +
+                          "\nwhile :; do sleep 0.1; done");
+    ViaClient client(command.via());
+    Peer end = server.accept();
+    end.send_line("BYE KICK Out.");
+    end.close();
+    EXPECT_EQ(client.wait_exit(), 1);
+    EXPECT_TRUE(std::filesystem::exists(file));
+}
+
 TEST_F(Via, TheCommandEndsWithAClientThatStillWaits) {
     const Command command("exec sleep 1000");
-    Pty client(client_path(), ViaClient::with(command.via(), {}));
+    ViaClient client(command.via());
     const pid_t pid = command.pid();
-    client.signal(SIGTERM);  // which, unlike Ctrl-C, is for the client alone
+    client.signal(SIGTERM);
     EXPECT_EQ(client.wait_exit(), -SIGTERM);
     EXPECT_TRUE(eventually([&] { return gone(pid); }));
 }
