@@ -620,10 +620,16 @@ std::string ban_in(std::string_view line) {
     return address.empty() ? fold(who) : address;
 }
 
-// Gives the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if the line is broken.
+// Gives the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if there is none.
 std::string account_in(std::string_view line) {
     const std::string_view name = line.substr(0, line.find(':'));
-    return valid_name(name) && line.substr(name.size()).starts_with(":$") ? fold(name) : "";
+    return valid_name(name) && name.size() < line.size() ? fold(name) : "";
+}
+
+// Gives the hash in such a line; empty if there is none that crypt(3) could have made, which locks the account.
+std::string hash_in(const std::string& line) {
+    const std::size_t start = line.find(":$");
+    return start == std::string::npos ? "" : line.substr(start + 1);
 }
 
 class LineFile {
@@ -638,7 +644,7 @@ class LineFile {
         std::ifstream file(path);
         if (!file && errno == ENOENT) return {};
         std::vector<std::string> lines;
-        for (std::string line; std::getline(file, line);) lines.push_back(line);
+        for (std::string line; std::getline(file, line);) lines.push_back(line.substr(0, line.find('\r')));
         if (!file.eof()) throw_errno("read " + path);
         return lines;
     }
@@ -707,7 +713,8 @@ void check_files() {
     std::size_t number = 0;
     for (const std::string& line : users_file.read()) {
         ++number;
-        if (!account_in(line).empty() || trim(line).empty() || line.starts_with('#')) continue;
+        const bool good = !account_in(line).empty() && !hash_in(line).empty();
+        if (good || trim(line).empty() || line.starts_with('#')) continue;
         log_event(users_file.path, ", line ", std::to_string(number), ": no account, not \"NAME:HASH\"; it is kept.");
     }
 }
@@ -1039,15 +1046,17 @@ void unregister(Lock& lock, Client& user, Words rest) {
     info(lock, user, rest, " has no account any more; the next login makes a new one.");
 }
 
-bool prove_account(Client& client, Words name);
+bool prove_account(Client& client, Words name, const std::string& account);
 bool choose_password(Client& client, Words name, bool has_account);
 
 // A conversation of its own: its thread reads the answers, with the mutex released.
 void change_password(Lock& lock, Client& user, Words /*rest*/) {
     lock.unlock();
-    const bool changed = prove_account(user, user.name) && choose_password(user, user.name, true);
+    const std::optional<std::string> account = users_file.find(user.key);
+    const bool changed = account && prove_account(user, user.name, *account) && choose_password(user, user.name, true);
     lock.lock();
     if (changed) info(lock, user, "Your password is changed.");
+    if (!account) error(lock, user, "Your account has been ended; the next login makes a new one.");
 }
 
 void help(Lock& lock, Client& user, Words rest);
@@ -1278,6 +1287,7 @@ bool turn_away(Client& client, Words last_line, Words why) {
     return false;
 }
 
+constexpr Words name_banned = "BAN That name is banned.";
 constexpr Words wrong_password = "That is not the password.";  // whoever's
 
 // Asks for a secret until it is right. False: the connection is to end.
@@ -1341,11 +1351,10 @@ bool choose_password(Client& client, Words name, bool has_account) {
     }
 }
 
-// Asks for the password of the name, or for a new one if it has none.
-bool prove_account(Client& client, Words name) {
-    const std::optional<std::string> account = users_file.find(fold(name));
-    if (!account) return choose_password(client, name, false);
-    const std::string hash = account->substr(name.size() + 1);
+// Asks for the password of an account.
+bool prove_account(Client& client, Words name, const std::string& account) {
+    const std::string hash = hash_in(account);
+    if (hash.empty()) return turn_away(client, "REFUSE This account is locked.", "its account is locked.");
     return prove(client, concat("The password of ", name, "?"), [&](const std::string& given) {
         return hash_in_turn(client, [&] {
             return tries.judge(client.address, wrong_password, [&] {
@@ -1355,10 +1364,13 @@ bool prove_account(Client& client, Words name) {
     });
 }
 
-// Asks for the password that a name needs, if any.
+// Asks for the password that a name needs, if any, and for a new one where it has none yet.
 bool prove_name(Client& client, Words name) {
     if (same_name(name, "admin")) return prove_admin(client);
-    return !keeps_accounts() || prove_account(client, name);
+    if (!keeps_accounts()) return true;
+    if (bans_file.find(fold(name))) return turn_away(client, name_banned, "banned.");
+    const std::optional<std::string> account = users_file.find(fold(name));
+    return account ? prove_account(client, name, *account) : choose_password(client, name, false);
 }
 
 // Gives what is wrong with a name that somebody wants to have, as a sentence; empty if nothing is.
@@ -1398,7 +1410,7 @@ bool log_in(Client& client) {
             tell_error(client, "Somebody else has just taken that name.");
         }
     } while (client.name.empty());
-    if (bans_file.find(client.key)) return turn_away(client, "BAN That name is banned.", "banned.");
+    if (bans_file.find(client.key)) return turn_away(client, name_banned, "banned.");
     const Lock lock(chat.mutex);
     if (client.ending) return false;
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
@@ -1734,7 +1746,9 @@ std::string answer_to(std::string_view datagram, int port) {
 void run_discovery(int port) {
     try {
         in_addr bound{INADDR_ANY};
-        if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1) return;
+        if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1) {
+            throw std::runtime_error("it works with IPv4, and this server is bound to " + options.bind_address);
+        }
         const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
         const Fd answers = open_datagram_socket(bound.s_addr, 0);
         std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request.fd(), POLLIN, 0}}};
@@ -1864,13 +1878,15 @@ void read_options(int argc, char** argv) {
             case max_clients: options.max_clients = number(1, 1000000); break;
             case max_per_ip: options.max_per_ip = number(0, 1000000); break;
             case admin_file: options.admin_password_file = value; break;
-            case title: options.title = clean(value).substr(0, max_title); break;
+            case title: options.title = clean(value); break;
             case no_discovery: options.discovery = false; break;
             case help_text: std::cout << "usage: " << program << usage; std::exit(0);
             case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
+    if (options.title.size() > max_title)
+        throw UsageError("--title takes at most " + std::to_string(max_title) + " bytes");
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
     prepare_descriptors();
 }
@@ -1889,6 +1905,7 @@ std::string choose_admin_password() {
         std::ifstream file(options.admin_password_file);
         if (!std::getline(file, given) || given.empty())
             throw_errno("read " + options.admin_password_file, "its first line is the password");
+        given = trim(given);  // an editor may have ended the line with CR LF
     }
     options.admin_password = clean(given);  // as what is typed will be
     if (!options.admin_password.empty()) return where;

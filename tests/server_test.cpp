@@ -819,6 +819,7 @@ TEST(Options, ThatAreWrongAreToldWithStatusTwo) {
         {{"--rate", "0x10"}, "--rate takes a number"},
         {{"--max-clients", "0"}, "--max-clients takes a number"},
         {{"--max-per-ip", "99999999999999999999"}, "--max-per-ip takes a number"},
+        {{"--title", std::string(129, 'x')}, "--title takes at most 128 bytes"},
     };
     for (const auto& [args, message] : wrong) {
         Ended server(args);
