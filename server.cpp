@@ -18,6 +18,9 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -335,7 +338,6 @@ class Postman {
             client.blocked = false;
             client.sent = 0;
             client.sending.clear();
-            if (client.sending.capacity() > 512) client.sending = {};  // it would be kept for good
             client.sending.swap(client.outbox);
             client.progress = Clock::now();
         }
@@ -629,7 +631,7 @@ std::string account_in(std::string_view line) {
 // Gives the hash in such a line; empty if there is none that crypt(3) could have made, which locks the account.
 std::string hash_in(const std::string& line) {
     const std::size_t start = line.find(":$");
-    return start == std::string::npos ? "" : line.substr(start + 1);
+    return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
 }
 
 class LineFile {
@@ -644,7 +646,7 @@ class LineFile {
         std::ifstream file(path);
         if (!file && errno == ENOENT) return {};
         std::vector<std::string> lines;
-        for (std::string line; std::getline(file, line);) lines.push_back(line.substr(0, line.find('\r')));
+        for (std::string line; std::getline(file, line);) lines.push_back(line);
         if (!file.eof()) throw_errno("read " + path);
         return lines;
     }
@@ -1550,12 +1552,29 @@ void end_idle() {
     }
 }
 
+// Gives back the memory of the queues of clients at rest, and to the system what free() has kept: while thousands log
+// in, half a gigabyte waits for them. (The queues of those who are busy would only have to grow again.)
+void return_memory() {
+    {
+        const Lock lock(chat.mutex);
+        for (Client* client : chat.clients) {
+            if (client->with_postman) continue;
+            client->outbox.shrink_to_fit();
+            client->sending.shrink_to_fit();
+        }
+    }
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
 // The clock's thread.
 void run_clock() {
-    while (!stop_within(500ms)) {
+    for (int tick = 1; !stop_within(500ms); ++tick) {
         end_slow_logins();
         if (options.idle > 0) end_idle();
         join_finished();
+        if (tick % 4 == 0) return_memory();
     }
 }
 
