@@ -660,7 +660,7 @@ TEST(ScreenEnd, StopsAndGoesOn) {
     shell.type("half a li");
     shell.wait("half a li");
     shell.type("\x1A");
-    shell.wait("Stopped");
+    shell.wait("its prompt", [](const Terminal& t) { return t.shows("Stopped") && t.line(t.row) == "shell>"; });
     EXPECT_FALSE(shell.terminal.alternate);
     EXPECT_EQ(shell.terminal.modes, (std::set<int>{7, 25}));
     shell.type("echo $((6 * 7)) is the answer\n");
