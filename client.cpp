@@ -1,11 +1,22 @@
 // client.cpp: the chat client. One thread, the reader, takes what the server sends to the screen; the other, the
 // writer, takes what is typed to the server.
 //
-//   Client::read()          section 6   the reader: waits for the server, and shows each line that comes
-//   PlainClient::write()    section 7   the writer: waits for the keyboard, and sends each line that is typed
-//   ScreenClient::write()   section 11  the same for keys on the full screen
+//    1. The terminal           its modes, and that it is given back whatever happens
+//    2. The width of text      graphemes
+//    3. Finding a server       on the local network, or at an address
+//    4. The connection         TCP, or a program that reaches the server
+//    5. The server's words     what they look like
+//    6. The client             what both forms share; Client::read() is the reader
+//    7. The plain form         PlainClient::write() is its writer
+//    8. Keys and the line      what was typed
+//    9. Canvas and display     what is to be seen, and what the terminal shows
+//   10. The scrollback         what was said
+//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   12. Starting
 //
-// The words that lines from the server begin with are defined in docs/protocol.md.
+// A line of the chat passes read(), take() and show() on its way to the screen, and write(), submit() and flush() on
+// its way from the keyboard. The words that the server's lines begin with are defined in docs/protocol.md. Sections 2
+// and 8 to 10 know nothing of the chat.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -68,6 +79,8 @@ void write_to_terminal(std::string_view bytes) {
     while (!bytes.empty()) {
         const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
         if (written < 0 && errno != EINTR && errno != EAGAIN) return;
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};
+        if (written < 0) poll(&output, 1, 100);  // somebody else made our output non-blocking
         bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
     }
 }
@@ -2136,7 +2149,7 @@ class ScreenClient : public Client {
         return prompt_ ? prompt_->label : "";
     }
 
-    // The line that is typed. One that is wider than the screen is shown from half a screen's columns on, or two ...
+    // The line that is typed. One that is too wide is moved to the left, by half of what there is place for each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
