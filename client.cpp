@@ -821,6 +821,7 @@ class Client {
    private:
     static constexpr std::size_t most_listed = 10000;  // members or rooms: a server could name a million
     static constexpr std::size_t most_speakers = 100;
+    static constexpr std::chrono::seconds first_wait{1}, longest_wait{30};  // before tries to come back
 
     // ---- The reader
 
@@ -915,7 +916,7 @@ class Client {
     void welcomed(const Lock& /*held*/, const Message& message) {
         name_ = message.fields[0];
         welcome_ = true;
-        wait_ = 1s;
+        wait_ = first_wait;
         trouble_.clear();
         if (std::exchange(returning_, false) && !same_name(room_, "public")) {
             answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
@@ -980,7 +981,6 @@ class Client {
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
     bool come_back() {
-        constexpr auto longest_wait = 30s;
         Lock lock(mutex_);
         if (name_.empty() || dismissed_ || leaving_ || !on_terminal()) return false;
         welcome_ = false;
@@ -1025,7 +1025,7 @@ class Client {
     std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
     std::string password_, password_to_send_;  // likewise
     bool returning_ = false;                   // to a chat in which we were before
-    std::chrono::seconds wait_ = 1s;           // before the next try to come back
+    std::chrono::seconds wait_ = first_wait;   // before the next try to come back
     std::vector<RoomListed> listing_;          // of an answer that is not complete
     long left_to_list_ = 0;                    // how many there will be
 };
@@ -1655,6 +1655,7 @@ class ScreenClient : public Client {
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
         if (message.word == "ROOM") view_ = View::chat;
+        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take();  // it was for another question
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         if (is_news(message)) announce(message, entry);
@@ -1677,7 +1678,7 @@ class ScreenClient : public Client {
         }
         const bool wanted =
             bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
-        if (!wanted || Clock::now() - last_bell_ < 1s) return;
+        if (!wanted || Clock::now() - last_bell_ < bell_pause) return;
         bell_ = true;
         last_bell_ = Clock::now();
     }
@@ -1713,7 +1714,7 @@ class ScreenClient : public Client {
             const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
             lock.lock();
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(lock, *typed);
-            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < 60s) list_rooms(lock);
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms(lock);
         }
     }
 
@@ -1774,7 +1775,7 @@ class ScreenClient : public Client {
         if (hit == spots_.end()) return;
         if (!hit->room) return press(lock, Typed(hit->key));
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = chosen_ == *hit->room && since < 500ms;
+        const bool twice = chosen_ == *hit->room && since < double_click;
         chosen_ = *hit->room;
         if (twice) join(lock);
     }
@@ -1946,7 +1947,12 @@ class ScreenClient : public Client {
             case Key::text: break;
             default: return choose(rows_down(typed.key));
         }
-        switch (typed.text[0]) {
+        press_button(lock, typed.text[0]);
+        if (typed.text.size() > 1) press(lock, {Key::text, typed.text.substr(1)});  // it came with what was typed next
+    }
+
+    void press_button(const Lock& lock, char letter) {
+        switch (letter) {
             case 'c': return create();
             case 'r': return list_rooms(lock);
             case 'i': return open(lock, View::info);
@@ -2180,6 +2186,9 @@ class ScreenClient : public Client {
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
+    static constexpr std::chrono::seconds attention_span{
+        60};  // who types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t most_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin

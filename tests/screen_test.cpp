@@ -124,7 +124,10 @@ TEST(ScreenForm, OpensOnATerminalAlone) {
 
 TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     Led led;
-    led.tell("PASS The password?");
+    led.type(key("f2") + "c" + "half a room");
+    led.wait("The new room's name: half a room");
+    led.server.expect("/rooms");
+    led.tell("ROOM public - - You are in public.\nPASS The password?");
     led.wait("Password: ");
     led.type("secret");
     led.wait("******");
@@ -139,6 +142,9 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     led.type("longer secret\r");
     led.server.expect_next("longer secret");
     led.wait_gone("Once more: ");
+    led.wait("The new room's name: ");
+    led.type(key("esc"));
+    led.wait_gone("The new room's name: ");
     led.type(key("up") + "x\r");  // no password is in the history
     led.server.expect_next(re("^x$"));
 }
