@@ -1,11 +1,22 @@
 // client.cpp: the chat client. One thread, the reader, takes what the server sends to the screen; the other, the
 // writer, takes what is typed to the server.
 //
-//   Client::read()          section 6   the reader: waits for the server, and shows each line that comes
-//   PlainClient::write()    section 7   the writer: waits for the keyboard, and sends each line that is typed
-//   ScreenClient::write()   section 11  the same for keys on the full screen
+//    1. The terminal           its modes, and that it is given back whatever happens
+//    2. The width of text      graphemes
+//    3. Finding a server       on the local network, or at an address
+//    4. The connection         TCP, or a program that reaches the server
+//    5. The server's words     what they look like
+//    6. The client             what both forms share; Client::read() is the reader
+//    7. The plain form         PlainClient::write() is its writer
+//    8. Keys and the line      what was typed
+//    9. Canvas and display     what is to be seen, and what the terminal shows
+//   10. The scrollback         what was said
+//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   12. Starting
 //
-// The words that lines from the server begin with are defined in docs/protocol.md.
+// A line of the chat passes read(), take() and show() on its way to the screen, and write(), submit() and flush() on
+// its way from the keyboard. The words that the server's lines begin with are defined in docs/protocol.md. Sections 2
+// and 8 to 10 know nothing of the chat.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -68,6 +79,8 @@ void write_to_terminal(std::string_view bytes) {
     while (!bytes.empty()) {
         const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
         if (written < 0 && errno != EINTR && errno != EAGAIN) return;
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};
+        if (written < 0) poll(&output, 1, 100);  // somebody else made our output non-blocking
         bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
     }
 }
@@ -808,6 +821,7 @@ class Client {
    private:
     static constexpr std::size_t most_listed = 10000;  // members or rooms: a server could name a million
     static constexpr std::size_t most_speakers = 100;
+    static constexpr std::chrono::seconds first_wait{1}, longest_wait{30};  // before tries to come back
 
     // ---- The reader
 
@@ -902,7 +916,7 @@ class Client {
     void welcomed(const Lock& /*held*/, const Message& message) {
         name_ = message.fields[0];
         welcome_ = true;
-        wait_ = 1s;
+        wait_ = first_wait;
         trouble_.clear();
         if (std::exchange(returning_, false) && !same_name(room_, "public")) {
             answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
@@ -967,7 +981,6 @@ class Client {
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
     bool come_back() {
-        constexpr auto longest_wait = 30s;
         Lock lock(mutex_);
         if (name_.empty() || dismissed_ || leaving_ || !on_terminal()) return false;
         welcome_ = false;
@@ -1012,7 +1025,7 @@ class Client {
     std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
     std::string password_, password_to_send_;  // likewise
     bool returning_ = false;                   // to a chat in which we were before
-    std::chrono::seconds wait_ = 1s;           // before the next try to come back
+    std::chrono::seconds wait_ = first_wait;   // before the next try to come back
     std::vector<RoomListed> listing_;          // of an answer that is not complete
     long left_to_list_ = 0;                    // how many there will be
 };
@@ -1642,6 +1655,7 @@ class ScreenClient : public Client {
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
         if (message.word == "ROOM") view_ = View::chat;
+        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take();  // it was for another question
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         if (is_news(message)) announce(message, entry);
@@ -1664,7 +1678,7 @@ class ScreenClient : public Client {
         }
         const bool wanted =
             bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
-        if (!wanted || Clock::now() - last_bell_ < 1s) return;
+        if (!wanted || Clock::now() - last_bell_ < bell_pause) return;
         bell_ = true;
         last_bell_ = Clock::now();
     }
@@ -1700,7 +1714,7 @@ class ScreenClient : public Client {
             const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
             lock.lock();
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(lock, *typed);
-            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < 60s) list_rooms(lock);
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms(lock);
         }
     }
 
@@ -1761,7 +1775,7 @@ class ScreenClient : public Client {
         if (hit == spots_.end()) return;
         if (!hit->room) return press(lock, Typed(hit->key));
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = chosen_ == *hit->room && since < 500ms;
+        const bool twice = chosen_ == *hit->room && since < double_click;
         chosen_ = *hit->room;
         if (twice) join(lock);
     }
@@ -1933,7 +1947,12 @@ class ScreenClient : public Client {
             case Key::text: break;
             default: return choose(rows_down(typed.key));
         }
-        switch (typed.text[0]) {
+        press_button(lock, typed.text[0]);
+        if (typed.text.size() > 1) press(lock, {Key::text, typed.text.substr(1)});  // it came with what was typed next
+    }
+
+    void press_button(const Lock& lock, char letter) {
+        switch (letter) {
             case 'c': return create();
             case 'r': return list_rooms(lock);
             case 'i': return open(lock, View::info);
@@ -2136,7 +2155,7 @@ class ScreenClient : public Client {
         return prompt_ ? prompt_->label : "";
     }
 
-    // The line that is typed. One that is wider than the screen is shown from half a screen's columns on, or two ...
+    // The line that is typed. One that is too wide is moved to the left, by half of what there is place for each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
@@ -2167,6 +2186,9 @@ class ScreenClient : public Client {
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
+    static constexpr std::chrono::seconds attention_span{
+        60};  // who types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t most_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin

@@ -124,7 +124,10 @@ TEST(ScreenForm, OpensOnATerminalAlone) {
 
 TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     Led led;
-    led.tell("PASS The password?");
+    led.type(key("f2") + "c" + "half a room");
+    led.wait("The new room's name: half a room");
+    led.server.expect("/rooms");
+    led.tell("ROOM public - - You are in public.\nPASS The password?");
     led.wait("Password: ");
     led.type("secret");
     led.wait("******");
@@ -139,6 +142,9 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     led.type("longer secret\r");
     led.server.expect_next("longer secret");
     led.wait_gone("Once more: ");
+    led.wait("The new room's name: ");
+    led.type(key("esc"));
+    led.wait_gone("The new room's name: ");
     led.type(key("up") + "x\r");  // no password is in the history
     led.server.expect_next(re("^x$"));
 }
@@ -660,7 +666,7 @@ TEST(ScreenEnd, StopsAndGoesOn) {
     shell.type("half a li");
     shell.wait("half a li");
     shell.type("\x1A");
-    shell.wait("Stopped");
+    shell.wait("its prompt", [](const Terminal& t) { return t.shows("Stopped") && t.line(t.row) == "shell>"; });
     EXPECT_FALSE(shell.terminal.alternate);
     EXPECT_EQ(shell.terminal.modes, (std::set<int>{7, 25}));
     shell.type("echo $((6 * 7)) is the answer\n");
