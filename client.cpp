@@ -2272,6 +2272,7 @@ Options read_options(int argc, char** argv) {
     if (optind < argc) options.host = argv[optind++];
     if (optind < argc) options.port = argv[optind++];
     if (optind < argc) throw UsageError("there is no use for '" + std::string(argv[optind]) + "'");
+    if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
     if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
     if (options.host) read_address(*options.host, options.port);
     return options;

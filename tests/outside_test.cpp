@@ -364,6 +364,12 @@ TEST_F(Via, TheCommandEndsWithAClientThatStillWaits) {
     EXPECT_TRUE(eventually([&] { return gone(pid); }));
 }
 
+TEST(ViaOption, NeedsACommand) {
+    Process client(client_path(), {.args = {"--via", " "}});
+    EXPECT_EQ(client.wait_exit(), 2);
+    client.wait_error("--via takes a command");
+}
+
 TEST(ViaOption, IsNotForWhoGivesAHostToo) {
     Process client(client_path(), {.args = {"--via", "true", "127.0.0.1"}});
     EXPECT_EQ(client.wait_exit(), 2);
