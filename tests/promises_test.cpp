@@ -173,7 +173,9 @@ TEST(NobodyWaits, ForWhoDoesNotRead) {
     }
     EXPECT_TRUE(dropped) << "20 MB were said, and it is still there";
     server.wait_output("stalled " + reason);
-    if (!sanitized()) EXPECT_LT(resident_bytes(server.pid()) - before, 16L << 20);
+    if (!sanitized()) {
+        EXPECT_LT(resident_bytes(server.pid()) - before, 16L << 20);
+    }
     stalled.expect_closed();
 }
 
@@ -386,7 +388,9 @@ TEST(OneLine, ThatNeverEndsCostsNothing) {
     for (Peer* peer : {&alice, &nameless}) {
         peer->send_raw(endless, 30);
         peer->expect(starts("ERR That line was longer"));
-        if (!sanitized()) EXPECT_LT(resident_bytes(server.pid()) - before, 2L << 20);
+        if (!sanitized()) {
+            EXPECT_LT(resident_bytes(server.pid()) - before, 2L << 20);
+        }
     }
     alice.send_line("\nnext");
     bob.expect_next("JOIN alice");
