@@ -14,6 +14,11 @@ OUT :=
 SERVER := $(OUT)server
 CLIENT := $(OUT)client
 TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
+ifdef SANITIZE
+# Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself.
+OTHERS := $(filter-out %/common_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
+TESTS  := $(B)/tests/common_test
+endif
 HELPER := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/harness.cpp))
 
 # CXXFLAGS, CPPFLAGS and LDFLAGS are for who calls make: they come after ours, but for what the sources need.
@@ -109,9 +114,9 @@ TEST_ENV  += ASAN_OPTIONS="$(SAN_FLAGS)" TSAN_OPTIONS="$(SAN_FLAGS)" CHATROOM_SL
 endif
 
 test: all $(TESTS)  ## build and run the tests (FILTER='Suite.*' picks some, V=1 shows each)
-	@$(TEST_ENV) FILTER='$(FILTER)' V=$(V) sh tests/run.sh "$(REPORT)" $(TESTS)
+	@$(TEST_ENV) FILTER='$(FILTER)' V=$(V) sh tests/run.sh "$(REPORT)" $(TESTS) $(OTHERS)
 
-sanitize:  ## run the tests with the address, undefined behaviour and thread sanitizers
+sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
 	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
 
