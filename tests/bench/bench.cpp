@@ -29,7 +29,7 @@ struct Workload {
     double seconds = 2;                       // to talk
     std::vector<std::string> arguments = {};  // for our server; none of the others is tried then
     std::set<std::string> without = {};       // who is left out, since it would take too long
-    int rounds = 5;
+    int rounds = 3;
 };
 
 std::vector<Workload> all_workloads() {
@@ -176,12 +176,18 @@ int main(int argc, char** argv) {
         setrlimit(RLIMIT_NOFILE, &files);
         std::vector<Workload> workloads = all_workloads();
         const std::set<std::string> wanted(arguments.begin() + 3, arguments.end());
+        std::vector<Contender> contenders = find_contenders(arguments[0], arguments[1]);
+        if (const char* only = std::getenv("ONLY")) {
+            std::erase_if(contenders, [&](const Contender& contender) {
+                return std::string_view(only).find(contender.name) == std::string_view::npos;
+            });
+        }
         if (wanted.contains("quick")) {
             workloads = shortened(workloads);
         } else if (!wanted.empty()) {
             std::erase_if(workloads, [&](const Workload& workload) { return !wanted.contains(workload.key); });
         }
-        run_all(workloads, find_contenders(arguments[0], arguments[1]), arguments[2]);
+        run_all(workloads, contenders, arguments[2]);
         return 0;
     } catch (const std::exception& error) {
         std::cerr << "bench: " << error.what() << '\n';

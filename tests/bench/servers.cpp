@@ -47,6 +47,7 @@ MaxConnections = 0
 MaxConnectionsIP = 0
 MaxPenaltyTime = 0
 PingTimeout = 600
+PongTimeout = 600
 [Options]
 DNS = no
 Ident = no
