@@ -106,8 +106,8 @@ class Log {
             ++lost_;
             return;
         }
+        if (waiting_.empty()) changed_.notify_all();
         append(room, text);
-        changed_.notify_all();
     }
 
     // The log's thread: writes until stop(), and then what is left.
@@ -115,6 +115,7 @@ class Log {
         for (Lock lock(mutex_);;) {
             changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
             if (waiting_.empty()) break;
+            changed_.wait_for(lock, gathering_time, [&] { return stopping_; });
             if (lost_ > 0) append("-", "-- here " + std::to_string(std::exchange(lost_, 0)) + " lines are missing.");
             const std::string text = std::exchange(waiting_, {});
             lock.unlock();
@@ -142,6 +143,7 @@ class Log {
 
    private:
     static constexpr std::size_t max_waiting = 1024UL * 1024;  // bytes
+    static constexpr auto gathering_time = 20ms;               // for one write() to carry what is logged meanwhile
 
     void append(std::string_view room, std::string_view text) {
         const std::time_t now = std::time(nullptr);
