@@ -1,6 +1,6 @@
 // `make bench`: runs every server through every workload, in turn and several times, and tells the medians.
 //
-//   bench SERVER LIMITS FOLDER [quick]
+//   bench SERVER LIMITS FOLDER [quick | WORKLOAD...]         as in make bench ONLY='Chatroom, InspIRCd' WORKLOAD=steady
 //
 // SERVER and LIMITS are the programs of our own to start. Tables go to standard output, progress to standard error, and
 // performance.svg and results.jsonl into FOLDER. Read on in load.hpp (the clients), servers.cpp (what is compared),
@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <set>
@@ -26,7 +27,7 @@ struct Workload {
     std::string title;
     Kind kind;
     Plan plan;
-    double seconds = 2;                       // to talk
+    double seconds = 1.5;                     // to talk
     std::vector<std::string> arguments = {};  // for our server; none of the others is tried then
     std::set<std::string> without = {};       // who is left out, since it would take too long
     int rounds = 3;
@@ -57,9 +58,9 @@ std::vector<Workload> all_workloads() {
             {"steady", "200 lines/s to 100 listeners", Kind::steady, {100, 40, 0, 200}},
             {"flood-none", "the same with --rate 10", Kind::steady, {101, 40, 0, 200}, 2, rated},
             {"flood", "the same while one floods", Kind::steady, {101, 40, 0, 200, 0, true}, 2, rated},
-            {"deaf", "100 clients, 10 talk, 10 never read", Kind::deaf, {100, 10, 1, 0, 10}, 4},
+            {"deaf", "100 clients, 10 talk, 10 never read", Kind::deaf, {100, 10, 1, 0, 10}, 5, {}, {}, 2},
             storm(1000, 3, {}),
-            storm(10000, 2, {"send under a lock"})};
+            storm(10000, 1, {"send under a lock", "ngIRCd"})};
 }
 
 // What a quick run has instead.
@@ -70,6 +71,16 @@ std::vector<Workload> shortened(std::vector<Workload> workloads) {
         workload.rounds = 1;
     }
     return workloads;
+}
+
+// Leaves those that the environment's ONLY names, if it is set.
+std::vector<Contender> choose(std::vector<Contender> contenders) {
+    const char* only = std::getenv("ONLY");
+    if (only == nullptr) return contenders;
+    std::erase_if(contenders, [&](const Contender& contender) {
+        return std::string_view(only).find(contender.name) == std::string_view::npos;
+    });
+    return contenders;
 }
 
 bool takes_part(const Contender& contender, const Workload& workload) {
@@ -86,6 +97,12 @@ double shut_down(Server& server, Crowd& crowd) {
     return seconds();
 }
 
+// Lets a server tidy up for three seconds in which nobody says anything.
+void rest(Crowd& crowd) {
+    const auto start = Clock::now();
+    while (Clock::now() - start < std::chrono::seconds(3)) crowd.pass(100);
+}
+
 // Runs one server through one workload.
 Outcome measure(const Contender& contender, const Workload& workload) {
     Server server(contender, workload.arguments);
@@ -94,6 +111,7 @@ Outcome measure(const Contender& contender, const Workload& workload) {
     const double login = crowd.log_in();
     crowd.flood(workload.plan.flood);
     Outcome outcome = crowd.talk(workload.seconds, [&] { return server.cpu_seconds(); });
+    if (workload.kind == Kind::storm) rest(crowd);
     outcome["login_s"] = login;
     outcome["kib_per_client"] = (server.resident_kib(false) - memory) / workload.plan.clients;
     outcome["peak_mib"] = (server.resident_kib(true) - memory) / 1024;
@@ -176,18 +194,12 @@ int main(int argc, char** argv) {
         setrlimit(RLIMIT_NOFILE, &files);
         std::vector<Workload> workloads = all_workloads();
         const std::set<std::string> wanted(arguments.begin() + 3, arguments.end());
-        std::vector<Contender> contenders = find_contenders(arguments[0], arguments[1]);
-        if (const char* only = std::getenv("ONLY")) {
-            std::erase_if(contenders, [&](const Contender& contender) {
-                return std::string_view(only).find(contender.name) == std::string_view::npos;
-            });
-        }
         if (wanted.contains("quick")) {
             workloads = shortened(workloads);
         } else if (!wanted.empty()) {
             std::erase_if(workloads, [&](const Workload& workload) { return !wanted.contains(workload.key); });
         }
-        run_all(workloads, contenders, arguments[2]);
+        run_all(workloads, choose(find_contenders(arguments[0], arguments[1])), arguments[2]);
         return 0;
     } catch (const std::exception& error) {
         std::cerr << "bench: " << error.what() << '\n';

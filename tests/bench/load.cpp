@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace bench {
 
@@ -11,9 +12,9 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr auto login_limit = 90s;  // for all together
-constexpr int logins_at_once = 1000;
-constexpr double warm_up = 0.3;  // seconds that are not measured
+constexpr auto late = 3s;           // what has not come by then is lost
+constexpr auto login_limit = 120s;  // for all together
+constexpr double warm_up = 0.3;     // seconds that are not measured
 constexpr std::string_view padding = "|the quick brown fox jumps over the lazy dog";
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -37,13 +38,13 @@ double quantile(std::vector<std::uint32_t>& values, double part) {
 // ---------------------------------------------------------------------------------------------------------
 // Coming in
 
-Crowd::Crowd(const Protocol& protocol, int port, const Plan& plan)
-    : protocol_(protocol), port_(port), plan_(plan), talkers_(static_cast<std::size_t>(plan.talkers)) {}
+Crowd::Crowd(Protocol protocol, int port, const Plan& plan)
+    : protocol_(std::move(protocol)), port_(port), plan_(plan), talkers_(static_cast<std::size_t>(plan.talkers)) {}
 
 double Crowd::log_in() {
     const auto start = Clock::now();
     while (in_ < plan_.clients || !all_notices_came()) {
-        while (std::cmp_less(clients_.size(), std::min(plan_.clients, in_ + logins_at_once))) connect_one();
+        while (std::cmp_less(clients_.size(), std::min(plan_.clients, in_ + protocol_.at_once))) connect_one();
         pass(100);
         if (ended_ > 0) throw std::runtime_error("the server ended a connection");
         if (Clock::now() - start > login_limit) throw std::runtime_error("the login of all takes too long");
@@ -246,7 +247,7 @@ Outcome Crowd::talk(double seconds, const std::function<double()>& cpu) {
     talk_until(start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
     Outcome outcome = summary(seconds_since(start), cpu() - cpu_before);
 
-    const auto patience = Clock::now() + 3s;
+    const auto patience = Clock::now() + late;
     while (lost() > 0 && Clock::now() < patience) pass(10);
     outcome["lost"] = lost();
     outcome["doubled"] = static_cast<double>(doubled_);
@@ -271,7 +272,7 @@ Outcome Crowd::read_out() {
     for (int i = plan_.clients - plan_.deaf; i < plan_.clients; ++i) {
         poller_.add(clients_[static_cast<std::size_t>(i)]->socket.get());
     }
-    const auto patience = Clock::now() + 3s;
+    const auto patience = Clock::now() + late;
     while (ended_ - before < plan_.deaf && Clock::now() < patience) pass(50);
     return {{"dropped", ended_ - before}};
 }

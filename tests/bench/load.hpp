@@ -35,7 +35,7 @@ struct Plan {
 
 class Crowd {
    public:
-    Crowd(const Protocol& protocol, int port, const Plan& plan);
+    Crowd(Protocol protocol, int port, const Plan& plan);
 
     // Brings everybody in. Gives the seconds until all are, and all have been told of all who came after them.
     // Throws std::runtime_error if that takes too long.
@@ -79,7 +79,7 @@ class Crowd {
     void on_line(Client& client, std::string_view line, Clock::time_point now);
     void on_control(Client& client, std::string_view line);
     void on_delivery(Client& client, std::string_view payload, Clock::time_point now);
-    void say(std::size_t talker);
+    void say(std::size_t number);
     void say_what_is_due();
     void end(Client& client);
     bool all_notices_came() const;

@@ -88,8 +88,9 @@ Outcome medians(const std::vector<Outcome>& rounds) {
     Outcome result;
     if (rounds.empty()) return result;
     for (const auto& [figure, ignored] : rounds[0]) {
-        std::vector<double> values;
-        for (const Outcome& round : rounds) values.push_back(value(round, figure));
+        std::vector<double> values(rounds.size());
+        std::transform(rounds.begin(), rounds.end(), values.begin(),
+                       [&, &name = figure](const Outcome& round) { return value(round, name); });
         std::sort(values.begin(), values.end());
         const std::size_t middle = values.size() / 2;
         result[figure] = values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;

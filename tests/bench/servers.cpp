@@ -3,6 +3,7 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -14,7 +15,9 @@
 
 #include "poller.hpp"
 
+#ifndef __linux__
 extern char** environ;
+#endif
 
 namespace bench {
 
@@ -100,17 +103,16 @@ std::vector<Contender> all_contenders(const std::string& server, const std::stri
             {"limit: forward", plain, 12000, limit("forward")},
             {"send under a lock", plain, 1000, limit("threads")},
             {"InspIRCd", irc, 12000, inspircd, false},
-            {"ngIRCd", irc, 12000, ngircd, false},
-            {"ncat --chat", {Protocol::greeted, false}, 900, ncat, false}};
+            {"ngIRCd", {Protocol::irc, false, irc.say, irc.end, 8}, 12000, ngircd, false},
+            {"ncat --chat", {Protocol::greeted, false, "", "\n", 8}, 900, ncat, false}};
 }
 
-// Daemons are often in a directory that only root's PATH has.
-bool is_on_path(const std::string& program) {
+// path: a list of directories, "/bin:/usr/bin".
+bool is_found(const std::string& program, const std::string& path) {
     if (program.find('/') != std::string::npos) return access(program.c_str(), X_OK) == 0;
-    const char* path = std::getenv("PATH");
-    std::istringstream directories(std::string(path == nullptr ? "" : path));
+    std::istringstream directories(path);
     for (std::string directory; std::getline(directories, directory, ':');) {
-        if (access((directory + "/" + program).c_str(), X_OK) == 0) return true;
+        if (access((fs::path(directory) / program).c_str(), X_OK) == 0) return true;
     }
     return false;
 }
@@ -121,10 +123,18 @@ int free_port() {
     return port;
 }
 
+// (It leaves politely: ncat ends if one whom it has accepted is gone before it has looked who that is.)
 bool accepts(int port) {
     const Fd socket(::socket(AF_INET, SOCK_STREAM, 0));
     const sockaddr_in address = loopback(port);
-    return connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+    if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return false;
+    const timeval patience{1, 0};
+    setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    shutdown(socket.get(), SHUT_WR);
+    std::array<char, 1024> ignored{};
+    while (recv(socket.get(), ignored.data(), ignored.size(), 0) > 0) {
+    }
+    return true;
 }
 
 // Gives the number in the line "listening on port N" of a server's output; 0 if it is not there yet.
@@ -139,9 +149,9 @@ int announced_port(const fs::path& output) {
 
 // Starts a program with its output in a file.
 pid_t start(const std::vector<std::string>& command, const fs::path& output) {
-    std::vector<char*> arguments;
-    for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
-    arguments.push_back(nullptr);
+    std::vector<char*> arguments(command.size() + 1);  // a null pointer ends them
+    std::transform(command.begin(), command.end(), arguments.begin(),
+                   [](const std::string& word) { return const_cast<char*>(word.c_str()); });
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
     posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -157,11 +167,14 @@ pid_t start(const std::vector<std::string>& command, const fs::path& output) {
 }  // namespace
 
 std::vector<Contender> find_contenders(const std::string& server, const std::string& limits) {
-    setenv("PATH", (std::string(std::getenv("PATH")) + ":/usr/sbin:/usr/local/sbin").c_str(), 1);
+    // Daemons are often in a directory that only root's PATH has.
+    const char* known = std::getenv("PATH");
+    const std::string path = std::string(known == nullptr ? "/usr/bin" : known) + ":/usr/sbin:/usr/local/sbin";
+    setenv("PATH", path.c_str(), 1);
     std::vector<Contender> contenders = all_contenders(server, limits);
-    std::erase_if(contenders, [](const Contender& contender) {
+    std::erase_if(contenders, [&](const Contender& contender) {
         const std::string program = contender.command(fs::temp_directory_path() / "none", 0)[0];
-        if (is_on_path(program)) return false;
+        if (is_found(program, path)) return false;
         std::cerr << contender.name << " is left out: there is no program '" << program << "'.\n";
         return true;
     });

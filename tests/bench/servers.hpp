@@ -17,6 +17,7 @@ struct Protocol {
     bool echoes = true;      // who says something gets it, too
     std::string say = {};    // goes before a text
     std::string end = "\n";  // goes behind it
+    int at_once = 1000;      // logins: where the queue of the listener is short, more would wait for seconds
 };
 
 struct Contender {
