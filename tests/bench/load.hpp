@@ -98,7 +98,6 @@ class Crowd {
     int in_ = 0;
     long notices_ = 0;  // of others who came
     int ended_ = 0;     // by the server
-    bool saying_ = false;
     bool flooding_ = false;
     Clock::time_point due_;        // of the next line, where there is a rate
     std::size_t next_talker_ = 0;  // and who says it
