@@ -76,7 +76,7 @@ $(B)/gtest.log: $(B)/flags
 		echo "The tests need GoogleTest: apt-get install libgtest-dev, or brew install googletest pkg-config."; \
 		echo "If it is there, $@.new says why $(CXX) cannot use it."; exit 1; }
 
--include $(wildcard $(B)/*.d $(B)/tests/*.d)
+-include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/bench/*.d)
 .SECONDARY:
 
 # ---- Running ----
@@ -120,10 +120,32 @@ sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and t
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
 	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
 
+# ---- Measuring ----
+
+BENCH := $(patsubst %,$(B)/tests/bench/%.o,bench load report servers)
+
+$(B)/tests/bench/%.o: tests/bench/%.cpp $(B)/flags
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
+
+$(B)/tests/bench/bench: $(BENCH)
+$(B)/tests/bench/limits: $(B)/tests/bench/limits.o
+$(B)/tests/bench/bench $(B)/tests/bench/limits:
+	@echo "  link     $@"
+	$(Q)$(LINK) $^ -o $@
+
+# The figure that is in the documentation is that of a whole run.
+bench: $(SERVER) $(B)/tests/bench/bench $(B)/tests/bench/limits  ## compare with other servers: 15 minutes (QUICK=1: one)
+	@mkdir -p docs/images
+	@$(B)/tests/bench/bench ./$(SERVER) $(B)/tests/bench/limits $(B)/tests/bench $(if $(QUICK),quick) $(WORKLOAD)
+	$(if $(QUICK)$(WORKLOAD),,@cp $(B)/tests/bench/performance.svg docs/images/)
+	@echo "The same as JSON: $(B)/tests/bench/results.jsonl; the picture: $(B)/tests/bench/performance.svg"
+
 # ---- Checking ----
 
-SOURCES := $(wildcard *.cpp tests/*.cpp)
-HEADERS := $(wildcard *.hpp tests/*.hpp)
+SOURCES := $(wildcard *.cpp tests/*.cpp tests/bench/*.cpp)
+HEADERS := $(wildcard *.hpp tests/*.hpp tests/bench/*.hpp)
 
 # Left to others: lifetimes to the address sanitizer, since cppcheck takes views of living strings for dangling ones;
 # crypt(), of which the server has one call at a time; and "text"s + 'c', which it takes for arithmetic.
@@ -164,4 +186,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo picture test sanitize lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo picture test sanitize bench lint lint-tools install uninstall clean help FORCE
