@@ -512,8 +512,10 @@ void farewell(const Lock& lock, Client& client, std::string_view last_line, std:
     client.changed.notify_all();
 }
 
-// The same from any thread, for under shutdown() the client's own thread leaves recv() (promise 4).
+// The same from any thread, for under shutdown() the client's own thread leaves recv() (promise 4). Who is ending has
+// left it already, and hang_up() may need the socket as it is.
 void put_off(const Lock& lock, Client& client, std::string_view last_line, std::string_view why) {
+    if (client.ending) return;
     farewell(lock, client, last_line, why);
     shutdown(client.socket.get(), SHUT_RD);
 }
@@ -1541,7 +1543,7 @@ void end_slow_logins() {
 void end_idle() {
     const Lock lock(chat.mutex);
     for (Client* client : chat.clients) {
-        if (client->room == nullptr || client->ending) continue;
+        if (client->room == nullptr) continue;
         if (client->admin || client->room->owner == client->name) client->heard = Clock::now();
         const auto silent = Clock::now() - client->heard;
         if (silent >= std::chrono::seconds(options.idle)) {
