@@ -1248,41 +1248,31 @@ bool has_ended(const Client& client) {
     return client.ending;
 }
 
-// The connection has no more to give: the peer has ended it, or broken it, or farewell() was said.
-void note_end(Client& client, bool broken) {
-    const Lock lock(chat.mutex);
-    if (client.ending) return;
-    if (broken) return drop(lock, client, "lost the connection.");
-    farewell(lock, client, "BYE QUIT You ended the connection.", "left.");
-}
-
 // Gives the client's next line, cleaned, or nothing at the end. Blocks until there is one.
 std::optional<std::string> read_line(Client& client) {
     bool open = true;
     while (true) {
         const std::optional<Line> line = open ? client.inbox.next() : client.inbox.last();
         if (line && !wait_turn(client)) return std::nullopt;
-        if (line && line->too_long) {
+        if (line && !line->too_long) return clean(line->text);
+        if (line) {
             tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
-        } else if (line) {
-            return clean(line->text);
-        } else if (!open) {
-            note_end(client, false);
-            return std::nullopt;
-        } else if (has_ended(client)) {  // by what its last line did
-            return std::nullopt;
-        } else {
-            std::array<char, 2048> bytes{};
-            const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
-            if (count < 0 && errno == EINTR) continue;
-            if (count < 0) {
-                note_end(client, true);
-                return std::nullopt;
-            }
-            open = count > 0;
-            client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
+            continue;
         }
+        if (has_ended(client)) return std::nullopt;  // by what its last line did
+        if (!open) break;
+        std::array<char, 2048> bytes{};
+        const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) {
+            drop(Lock(chat.mutex), client, "lost the connection.");
+            return std::nullopt;
+        }
+        open = count > 0;
+        client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
     }
+    farewell(Lock(chat.mutex), client, "BYE QUIT You ended the connection.", "left.");
+    return std::nullopt;
 }
 
 // Gives false, with which a login ends.
