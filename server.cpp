@@ -1074,8 +1074,7 @@ enum class Right {
 };
 
 struct Command {
-    Words name, arguments;
-    int least;  // how many words have to follow
+    Words name, arguments;  // those in brackets may be left out
     Right right;
     bool speaks;  // to others: not for who is blocked
     void (*run)(Lock&, Client&, Words);
@@ -1083,36 +1082,35 @@ struct Command {
 };
 
 constexpr Command commands[] = {
-    {"help", "[COMMAND]", 0, Right::everyone, false, help, "lists what you may use, or explains one", "/help msg"},
-    {"who", "", 0, Right::everyone, false, who, "tells who is in the room, and who owns it", "/who"},
-    {"rooms", "", 0, Right::everyone, false, rooms, "lists the rooms", "/rooms"},
-    {"create", "NAME [CODE]", 1, Right::client, false, create, "makes a room that you own", "/create den 12345"},
-    {"join", "ROOM [CODE]", 1, Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
-    {"leave", "", 0, Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", 1, Right::everyone, true, me, "says what you do", "/me waves"},
-    {"msg", "NAME TEXT", 2, Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
-    {"reply", "TEXT", 1, Right::everyone, true, reply, "answers the last private message", "/reply fine"},
-    {"ignore", "NAME", 1, Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
-    {"time", "", 0, Right::everyone, false, time_of_day, "tells the server's time", "/time"},
-    {"quote", "", 0, Right::everyone, false, quote, "gives a word of wisdom", "/quote"},
-    {"echo", "TEXT", 1, Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
-    {"quit", "", 0, Right::client, false, quit, "leaves the chat", "/quit"},
-    {"exit", "", 0, Right::client, false, quit, "leaves the chat", "/exit"},
-    {"password", "", 0, Right::account, false, change_password, "changes your password", "/password"},
-    {"shutdown", "[CODE]", 0, Right::everyone, false, shut_down_by_code,
+    {"help", "[COMMAND]", Right::everyone, false, help, "lists what you may use, or explains one", "/help msg"},
+    {"who", "", Right::everyone, false, who, "tells who is in the room, and who owns it", "/who"},
+    {"rooms", "", Right::everyone, false, rooms, "lists the rooms", "/rooms"},
+    {"create", "NAME [CODE]", Right::client, false, create, "makes a room that you own", "/create den 12345"},
+    {"join", "ROOM [CODE]", Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
+    {"leave", "", Right::client, false, leave_room, "goes back to public", "/leave"},
+    {"me", "TEXT", Right::everyone, true, me, "says what you do", "/me waves"},
+    {"msg", "NAME TEXT", Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
+    {"reply", "TEXT", Right::everyone, true, reply, "answers the last private message", "/reply fine"},
+    {"ignore", "NAME", Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
+    {"time", "", Right::everyone, false, time_of_day, "tells the server's time", "/time"},
+    {"quote", "", Right::everyone, false, quote, "gives a word of wisdom", "/quote"},
+    {"echo", "TEXT", Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
+    {"quit", "", Right::client, false, quit, "leaves the chat", "/quit"},
+    {"exit", "", Right::client, false, quit, "leaves the chat", "/exit"},
+    {"password", "", Right::account, false, change_password, "changes your password", "/password"},
+    {"shutdown", "[CODE]", Right::everyone, false, shut_down_by_code,
      "ends the server; who is not the admin needs the exit code", "/shutdown 12345"},
-    {"kick", "NAME", 1, Right::owner, false, kick, "puts NAME out of your room; in public, off the server",
-     "/kick bob"},
-    {"close", "", 0, Right::owner, false, close_room, "closes your room; in public, ends the server", "/close"},
-    {"fire", "NAME", 1, Right::admin, false, fire, "puts NAME off the server", "/fire bob"},
-    {"out", "NAME", 1, Right::admin, false, out, "brings NAME back to public", "/out bob"},
-    {"ban", "NAME-OR-ADDRESS", 1, Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
-    {"unban", "NAME-OR-ADDRESS", 1, Right::admin, false, unban, "takes off the ban list", "/unban bob"},
-    {"bans", "", 0, Right::admin, false, bans, "shows the ban list", "/bans"},
-    {"unregister", "NAME", 1, Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
-    {"block", "NAME", 1, Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
-    {"unblock", "NAME", 1, Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
-    {"reset", "", 0, Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
+    {"kick", "NAME", Right::owner, false, kick, "puts NAME out of your room; in public, off the server", "/kick bob"},
+    {"close", "", Right::owner, false, close_room, "closes your room; in public, ends the server", "/close"},
+    {"fire", "NAME", Right::admin, false, fire, "puts NAME off the server", "/fire bob"},
+    {"out", "NAME", Right::admin, false, out, "brings NAME back to public", "/out bob"},
+    {"ban", "NAME-OR-ADDRESS", Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
+    {"unban", "NAME-OR-ADDRESS", Right::admin, false, unban, "takes off the ban list", "/unban bob"},
+    {"bans", "", Right::admin, false, bans, "shows the ban list", "/bans"},
+    {"unregister", "NAME", Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
+    {"block", "NAME", Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
+    {"unblock", "NAME", Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
+    {"reset", "", Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
 };
 
 bool may_use(const Client& user, const Command& command) {
@@ -1143,7 +1141,7 @@ const Command* find_command(Words name) {
 }
 
 std::string form_of(const Command& command) {
-    return std::string("/").append(command.name).append(command.arguments.empty() ? "" : " ").append(command.arguments);
+    return concat("/", command.name, command.arguments.empty() ? "" : " ", command.arguments);
 }
 
 void help(Lock& lock, Client& user, Words rest) {
@@ -1207,7 +1205,8 @@ void act_on(Client& user, Words line) {
         const Words whose = whose_right(command->right);
         return error(lock, user, "Only ", whose, " may use ", form_of(*command), "; /help lists what you may.");
     }
-    if (count_words(rest) < command->least) return error(lock, user, "The form is: " + form_of(*command));
+    const Words needed = command->arguments.substr(0, command->arguments.find('['));
+    if (count_words(rest) < count_words(needed)) return error(lock, user, "The form is: ", form_of(*command));
     try {
         command->run(lock, user, trim(rest));
     } catch (const std::runtime_error& problem) {  // of the ban list's file, while the mutex was released
