@@ -31,6 +31,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <list>
 #include <map>
@@ -1840,65 +1841,49 @@ std::vector<std::string> room_names(std::string list) {
     return names;
 }
 
+struct Known {
+    const char* name;
+    int argument;  // required_argument or no_argument
+    std::function<void()> set;
+};
+
 // Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
 void read_options(int argc, char** argv) {
-    enum Name {
-        port,
-        bind_to,
-        bans_in,
-        users_in,
-        rooms_made,
-        idle,
-        rate,
-        max_clients,
-        max_per_ip,
-        admin_file,
-        title,
-        no_discovery,
-        help_text,
-        version_text
+    std::string name, value;  // of the option at hand
+    const auto number = [&](long low, long high) { return number_option(name, value, low, high); };
+    const auto answer = [](const std::string& text) {
+        std::cout << text;
+        std::exit(0);
     };
-    static const option known[] = {{"port", required_argument, nullptr, port},
-                                   {"bind", required_argument, nullptr, bind_to},
-                                   {"bans", required_argument, nullptr, bans_in},
-                                   {"users", required_argument, nullptr, users_in},
-                                   {"rooms", required_argument, nullptr, rooms_made},
-                                   {"idle", required_argument, nullptr, idle},
-                                   {"rate", required_argument, nullptr, rate},
-                                   {"max-clients", required_argument, nullptr, max_clients},
-                                   {"max-per-ip", required_argument, nullptr, max_per_ip},
-                                   {"admin-password-file", required_argument, nullptr, admin_file},
-                                   {"title", required_argument, nullptr, title},
-                                   {"no-discovery", no_argument, nullptr, no_discovery},
-                                   {"help", no_argument, nullptr, help_text},
-                                   {"version", no_argument, nullptr, version_text},
-                                   {}};
+    const Known known[] = {
+        {"port", required_argument, [&] { options.port = std::to_string(number(0, 65535)); }},
+        {"bind", required_argument, [&] { options.bind_address = value; }},
+        {"bans", required_argument, [&] { bans_file.path = value; }},
+        {"users", required_argument, [&] { users_file.path = value; }},
+        {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
+        {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
+        {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
+        {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
+        {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},
+        {"admin-password-file", required_argument, [&] { options.admin_password_file = value; }},
+        {"title", required_argument, [&] { options.title = clean(value); }},
+        {"no-discovery", no_argument, [&] { options.discovery = false; }},
+        {"help", no_argument, [&] { answer(concat("usage: ", program, usage)); }},
+        {"version", no_argument, [&] { answer(concat("chatroom-server ", version, "\n")); }},
+    };
+    std::vector<option> names;
+    for (const Known& one : known) names.push_back({one.name, one.argument, nullptr, 0});
+    names.push_back({});
     int which = 0;
-    for (int found = 0; (found = getopt_long(argc, argv, "", known, &which)) != -1;) {
-        const std::string value = optarg == nullptr ? "" : optarg;
-        const auto number = [&](long low, long high) { return number_option(known[which].name, value, low, high); };
-        switch (found) {
-            case port: options.port = std::to_string(number(0, 65535)); break;
-            case bind_to: options.bind_address = value; break;
-            case bans_in: bans_file.path = value; break;
-            case users_in: users_file.path = value; break;
-            case rooms_made: options.rooms = room_names(value); break;
-            case idle: options.idle = number(0, 1000000); break;
-            case rate: options.rate = number(0, 1000000); break;
-            case max_clients: options.max_clients = number(1, 1000000); break;
-            case max_per_ip: options.max_per_ip = number(0, 1000000); break;
-            case admin_file: options.admin_password_file = value; break;
-            case title: options.title = clean(value); break;
-            case no_discovery: options.discovery = false; break;
-            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
-            case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
-            default: throw UsageError("");  // getopt_long() has said what is wrong
-        }
+    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &which)) != -1;) {
+        if (found != 0) throw UsageError("");  // getopt_long() has said what is wrong
+        name = known[which].name;
+        value = optarg == nullptr ? "" : optarg;
+        known[which].set();
     }
     if (options.title.size() > max_title)
         throw UsageError("--title takes at most " + std::to_string(max_title) + " bytes");
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
-    prepare_descriptors();
 }
 
 // Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
@@ -1956,6 +1941,7 @@ void end_clients() {
 
 void run() {
     handle_signals();
+    prepare_descriptors();
     check_files();
     const std::string password = choose_admin_password();
     if (options.title.empty()) options.title = host_name();
