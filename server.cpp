@@ -1632,27 +1632,31 @@ class Doorman {
     }
 
    private:
-    static constexpr const char* no_descriptor = "The server has no descriptor left: try again later.";
-
     void accept_from(int listener) {
         sockaddr_storage from{};
         auto* address = reinterpret_cast<sockaddr*>(&from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
-        if (socket && !Fd(open("/dev/null", O_RDONLY | O_CLOEXEC))) {  // its thread could not read the ban list
-            refuse(socket, no_descriptor);
+        if (!socket && (errno == EMFILE || errno == ENFILE)) {
+            reserve_ = Fd();
+            socket = Fd(accept(listener, address, &length));
+        }
+        if (socket && !any_file()) {  // its thread could not read the ban list
+            refuse(socket, "The server has no descriptor left: try again later.");
         } else if (socket) {
             fcntl(socket.get(), F_SETFL, 0);                  // some systems hand O_NONBLOCK on from the listener
             set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);  // the postman gathers lines; the kernel need not
             watch_for_vanishing(socket);
             admit(std::move(socket), address_text(address, length));
-        } else if (errno == EMFILE || errno == ENFILE) {
-            refuse_without_descriptor(listener);
-        } else if (errno == ENOBUFS || errno == ENOMEM) {
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             complain("accept: " + error_text(errno));
             stop_within(100ms);  // poll() would return at once again and again
         }
+        socket = Fd();
+        if (!reserve_) reserve_ = any_file();
     }
+
+    static Fd any_file() { return Fd(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
     void admit(Fd socket, const std::string& address) {
         auto client = std::make_unique<Client>(std::move(socket), address);
@@ -1694,18 +1698,6 @@ class Doorman {
         recv(socket.get(), unread.data(), unread.size(), MSG_DONTWAIT);
     }
 
-    // One descriptor is kept for this: without it the newcomer would wait in the listener's queue, and poll() would
-    // return at once, again and again.
-    void refuse_without_descriptor(int listener) {
-        reserve_ = Fd();
-        if (const Fd socket(accept(listener, nullptr, nullptr)); socket) {
-            refuse(socket, no_descriptor);
-        } else {
-            stop_within(100ms);
-        }
-        reserve_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    }
-
     // Logs why somebody was turned away, each cause at most once a second.
     void complain(const std::string& cause) {
         const auto now = Clock::now();
@@ -1715,7 +1707,7 @@ class Doorman {
         log_event("somebody was turned away: ", cause);
     }
 
-    Fd reserve_{open("/dev/null", O_RDONLY | O_CLOEXEC)};
+    Fd reserve_ = any_file();  // given up to accept the one for whom no descriptor is left, and tell them
     std::map<std::string, Clock::time_point> last_logged_;  // by cause, of which there are few
 };
 
