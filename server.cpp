@@ -939,41 +939,40 @@ void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
     if (!room.owner.empty()) end_room(room);
 }
 
-void shut_down(Lock& /*lock*/, Client& user) {
+void shut_down(const Client& user) {
     log_event("shutdown by ", user.name, ".");
     stop_request.set();
 }
 
 void shut_down_by_code(Lock& lock, Client& user, Words code) {
-    if (code.empty() && user.admin) return shut_down(lock, user);
+    if (code.empty() && user.admin) return shut_down(user);
     if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
     const auto problem =
         tries.judge(user.address, "That is not the exit code.", [&] { return same_secret(code, options.exit_code); });
     if (!problem.empty()) return error(lock, user, problem);
-    shut_down(lock, user);
+    shut_down(user);
 }
 
 void close_room(Lock& lock, Client& user, Words /*rest*/) {
-    if (in_public(user)) return shut_down(lock, user);
+    if (in_public(user)) return shut_down(user);
     empty_room(lock, *user.room, user, "closed");
 }
 
 void reset(Lock& lock, Client& user, Words /*rest*/) {
-    std::vector<Room*> made;
-    for (Room& room : chat.rooms) made.push_back(&room);
-    for (Room* room : made) {
-        room->history.clear();
-        if (room != &public_room()) empty_room(lock, *room, user, "reset");
+    for (auto next = chat.rooms.begin(); next != chat.rooms.end();) {
+        Room& room = *next++;  // which may end
+        room.history.clear();
+        if (&room != &public_room()) empty_room(lock, room, user, "reset");
     }
     chat.blocked.clear();
     log_event("reset by ", user.name, ".");
     info(lock, user, "Everyone is in public, nobody is blocked, and what was said is forgotten.");
 }
 
+bool can_be_shut_out(Words name) { return valid_name(name) && !same_name(name, "admin") && !same_name(name, "server"); }
+
 void block(Lock& lock, Client& user, Words rest) {
-    if (!valid_name(rest) || same_name(rest, "admin") || same_name(rest, "server")) {
-        return error(lock, user, "That is no name that can be blocked.");
-    }
+    if (!can_be_shut_out(rest)) return error(lock, user, "That is no name that can be blocked.");
     if (!chat.blocked.insert(fold(rest)).second) return error(lock, user, rest, " is blocked already.");
     log_event(rest, " was blocked by ", user.name, ".");
     info(lock, user, "What ", rest, " says reaches only the admin and the operator. /unblock undoes it.");
@@ -997,9 +996,9 @@ void divert(const Lock& lock, Client& user, Words line) {
 std::string ban_target(const Lock& lock, Client& user, Words text) {
     std::string address = normal_address(std::string(text));
     if (!address.empty()) return address;
-    const bool good = valid_name(text) && !same_name(text, "admin") && !same_name(text, "server");
-    if (!good) error(lock, user, "That is neither an address nor a name that can be banned.");
-    return good ? std::string(text) : "";
+    if (can_be_shut_out(text)) return std::string(text);
+    error(lock, user, "That is neither an address nor a name that can be banned.");
+    return "";
 }
 
 // Changes a file with the mutex released, for that waits for the disk: see LineFile::change().
@@ -1051,20 +1050,9 @@ void unregister(Lock& lock, Client& user, Words rest) {
     info(lock, user, rest, " has no account any more; the next login makes a new one.");
 }
 
-bool prove_account(Client& client, Words name, const std::string& account);
-bool choose_password(Client& client, Words name, bool has_account);
-
-// A conversation of its own: its thread reads the answers, with the mutex released.
-void change_password(Lock& lock, Client& user, Words /*rest*/) {
-    lock.unlock();
-    const std::optional<std::string> account = users_file.find(user.key);
-    const bool changed = account && prove_account(user, user.name, *account) && choose_password(user, user.name, true);
-    lock.lock();
-    if (changed) info(lock, user, "Your password is changed.");
-    if (!account) error(lock, user, "Your account has been ended; the next login makes a new one.");
-}
-
+// These come later: one needs the table, the other asks as the login does.
 void help(Lock& lock, Client& user, Words rest);
+void change_password(Lock& lock, Client& user, Words rest);
 
 enum class Right {
     everyone,
@@ -1356,6 +1344,16 @@ bool prove_account(Client& client, Words name, const std::string& account) {
             });
         });
     });
+}
+
+// /password: a conversation of its own; the client's thread reads the answers, with the mutex released.
+void change_password(Lock& lock, Client& user, Words /*rest*/) {
+    lock.unlock();
+    const std::optional<std::string> account = users_file.find(user.key);
+    const bool changed = account && prove_account(user, user.name, *account) && choose_password(user, user.name, true);
+    lock.lock();
+    if (changed) info(lock, user, "Your password is changed.");
+    if (!account) error(lock, user, "Your account has been ended; the next login makes a new one.");
 }
 
 // Asks for the password that a name needs, if any, and for a new one where it has none yet.
