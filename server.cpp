@@ -1887,10 +1887,11 @@ std::string choose_admin_password() {
     }
     if (!options.admin_password_file.empty()) {
         where = "as set in " + options.admin_password_file;
+        given.clear();
         std::ifstream file(options.admin_password_file);
-        if (!std::getline(file, given) || given.empty())
-            throw_errno("read " + options.admin_password_file, "its first line is the password");
-        given = trim(given);  // an editor may have ended the line with CR LF
+        std::string line;
+        if (std::getline(file, line)) given = trim(line);  // an editor may have ended the line with CR LF
+        if (given.empty()) throw_errno("read " + options.admin_password_file, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
     if (!options.admin_password.empty()) return where;
