@@ -81,13 +81,13 @@ constexpr auto max_stall = 10s;                     // without any byte taken by
 constexpr std::size_t pause_backlog = 64UL * 1024;  // from here on a client's lines are not read
 constexpr std::size_t max_wrong_tries = 20;         // of a secret, from one address in try_window
 constexpr auto try_window = 60s;
-constexpr std::chrono::seconds log_pause{1};  // between two lines of the same cause, of those that are turned away
-constexpr std::size_t max_title = 128;        // bytes
-constexpr std::size_t min_password = 8;       // characters
-constexpr std::size_t max_password = 256;     // bytes: crypt(3) has a limit of its own not far above
-constexpr int max_wrong_passwords = 3;        // on one connection
-constexpr auto farewell_limit = 2s;           // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 500ms;        // for all of them, when the server shuts down
+constexpr auto log_pause = 1s;             // between two lines of the same cause, of those that are turned away
+constexpr std::size_t max_title = 128;     // bytes
+constexpr std::size_t min_password = 8;    // characters
+constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
+constexpr int max_wrong_passwords = 3;     // on one connection
+constexpr auto farewell_limit = 2s;        // for a client to take its last lines, and as long to close its side
+constexpr auto shutdown_limit = 500ms;     // for all of them, when the server shuts down
 
 // Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
 bool open_standard_descriptors() {
@@ -235,7 +235,7 @@ struct Client {
     // Only the postman, while with_postman.
     std::string sending;         // picked up from outbox
     std::size_t sent = 0;        // bytes of it that the socket took
-    bool blocked = false;        // the socket is full
+    bool full = false;           // the socket takes no more
     bool broken = false;         // the connection is gone
     Clock::time_point progress;  // when it last took something, or sending began to wait
 };
@@ -305,7 +305,7 @@ class Postman {
         for (std::this_thread::yield(); pick_up(); std::this_thread::yield()) {
             wait_for_sockets();
             for (Client* client : in_hand_) {
-                if (!client->blocked) send_some(*client);
+                if (!client->full) send_some(*client);
             }
         }
     }
@@ -322,12 +322,12 @@ class Postman {
             client->changed.notify_all();
             return !client->with_postman;
         });
-        asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->blocked; });
+        asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->full; });
         return !stopping_;
     }
 
     static void refill(const Lock& lock, Client& client) {
-        if (client.blocked && Clock::now() - client.progress > max_stall) {
+        if (client.full && Clock::now() - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
         if (client.broken) drop(lock, client, "lost the connection.");
@@ -336,7 +336,7 @@ class Postman {
             client.sent = client.sending.size();
         }
         if (client.sent == client.sending.size()) {
-            client.blocked = false;
+            client.full = false;
             client.sent = 0;
             client.sending.clear();
             client.sending.swap(client.outbox);
@@ -349,21 +349,21 @@ class Postman {
     // one round; one that is missed would cost a message, hence clear() comes before pick_up() looks.)
     void wait_for_sockets() {
         std::vector<pollfd> polled{{wakeup_.fd(), POLLIN, 0}};
-        std::vector<Client*> full;
+        std::vector<Client*> waiting;
         for (Client* client : in_hand_) {
-            if (!client->blocked) continue;
+            if (!client->full) continue;
             polled.push_back({client->socket.get(), POLLOUT, 0});
-            full.push_back(client);
+            waiting.push_back(client);
         }
-        const bool idle = full.size() == in_hand_.size();
-        if (full.empty() && !idle) return;
+        const bool idle = waiting.size() == in_hand_.size();
+        if (waiting.empty() && !idle) return;
         const int forever = -1;
         const int a_second = 1000;  // to notice when one has stalled for too long
-        poll(polled.data(), polled.size(), !idle ? 0 : full.empty() ? forever : a_second);
+        poll(polled.data(), polled.size(), !idle ? 0 : waiting.empty() ? forever : a_second);
         wakeup_.clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
-        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0 && !retry;
+        if (retry) retry_ = Clock::now() + 1s;
+        for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i]->full = polled[i + 1].revents == 0 && !retry;
     }
 
     static void send_some(Client& client) {
@@ -373,7 +373,7 @@ class Postman {
             client.sent += static_cast<std::size_t>(taken);
             client.progress = Clock::now();
         } else if (errno == EAGAIN) {
-            client.blocked = true;
+            client.full = true;
         } else if (errno != EINTR) {
             client.broken = true;
         }
@@ -1272,14 +1272,14 @@ bool turn_away(Client& client, Words last_line, Words why) {
 constexpr Words name_banned = "BAN That name is banned.";
 constexpr Words wrong_password = "That is not the password.";  // whoever's
 
-// Asks for a secret until it is right. False: the connection is to end.
-template <typename IsRight>
-bool prove(Client& client, Words question, IsRight is_right) {
+// Asks for a secret until judge(), which is Tries::judge() of it, has nothing to say. False: the connection is to end.
+template <typename Judge>
+bool prove(Client& client, Words question, Judge judge) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
         tell(client, concat("PASS ", question));
         const std::optional<std::string> given = read_line(client);
         if (!given) return false;
-        const Words problem = is_right(*given);
+        const Words problem = judge(*given);
         if (problem.empty()) return true;
         tell_error(client, problem);
     }
@@ -1297,7 +1297,7 @@ bool prove_admin(Client& client) {
 // Does some hashing when it is this client's turn, outside chat.mutex: so however many log in, they take no more than
 // one core from the chat. The login's deadline does not run meanwhile; at the end of the connection nothing is done.
 template <typename Work>
-auto hash_in_turn(Client& client, Work work) -> decltype(work()) {
+auto hash_in_turn(Client& client, Work work) {
     static std::mutex turn;
     const auto began = Clock::now();
     const auto note = [&](bool hashing) {
@@ -1308,7 +1308,7 @@ auto hash_in_turn(Client& client, Work work) -> decltype(work()) {
     };
     note(true);
     const Lock in_turn(turn);
-    decltype(work()) result = note(true) ? decltype(work())() : work();
+    auto result = note(true) ? decltype(work())() : work();
     note(false);
     return result;
 }
