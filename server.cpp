@@ -31,6 +31,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <list>
 #include <map>
@@ -80,13 +81,13 @@ constexpr auto max_stall = 10s;                     // without any byte taken by
 constexpr std::size_t pause_backlog = 64UL * 1024;  // from here on a client's lines are not read
 constexpr std::size_t max_wrong_tries = 20;         // of a secret, from one address in try_window
 constexpr auto try_window = 60s;
-constexpr std::chrono::seconds log_pause{1};  // between two lines of the same cause, of those that are turned away
-constexpr std::size_t max_title = 128;        // bytes
-constexpr std::size_t min_password = 8;       // characters
-constexpr std::size_t max_password = 256;     // bytes: crypt(3) has a limit of its own not far above
-constexpr int max_wrong_passwords = 3;        // on one connection
-constexpr auto farewell_limit = 2s;           // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 500ms;        // for all of them, when the server shuts down
+constexpr auto log_pause = 1s;             // between two lines of the same cause, of those that are turned away
+constexpr std::size_t max_title = 128;     // bytes
+constexpr std::size_t min_password = 8;    // characters
+constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
+constexpr int max_wrong_passwords = 3;     // on one connection
+constexpr auto farewell_limit = 2s;        // for a client to take its last lines, and as long to close its side
+constexpr auto shutdown_limit = 500ms;     // for all of them, when the server shuts down
 
 // Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
 bool open_standard_descriptors() {
@@ -234,7 +235,7 @@ struct Client {
     // Only the postman, while with_postman.
     std::string sending;         // picked up from outbox
     std::size_t sent = 0;        // bytes of it that the socket took
-    bool blocked = false;        // the socket is full
+    bool full = false;           // the socket takes no more
     bool broken = false;         // the connection is gone
     Clock::time_point progress;  // when it last took something, or sending began to wait
 };
@@ -304,7 +305,7 @@ class Postman {
         for (std::this_thread::yield(); pick_up(); std::this_thread::yield()) {
             wait_for_sockets();
             for (Client* client : in_hand_) {
-                if (!client->blocked) send_some(*client);
+                if (!client->full) send_some(*client);
             }
         }
     }
@@ -321,12 +322,12 @@ class Postman {
             client->changed.notify_all();
             return !client->with_postman;
         });
-        asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->blocked; });
+        asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->full; });
         return !stopping_;
     }
 
     static void refill(const Lock& lock, Client& client) {
-        if (client.blocked && Clock::now() - client.progress > max_stall) {
+        if (client.full && Clock::now() - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
         if (client.broken) drop(lock, client, "lost the connection.");
@@ -335,7 +336,7 @@ class Postman {
             client.sent = client.sending.size();
         }
         if (client.sent == client.sending.size()) {
-            client.blocked = false;
+            client.full = false;
             client.sent = 0;
             client.sending.clear();
             client.sending.swap(client.outbox);
@@ -348,21 +349,21 @@ class Postman {
     // one round; one that is missed would cost a message, hence clear() comes before pick_up() looks.)
     void wait_for_sockets() {
         std::vector<pollfd> polled{{wakeup_.fd(), POLLIN, 0}};
-        std::vector<Client*> full;
+        std::vector<Client*> waiting;
         for (Client* client : in_hand_) {
-            if (!client->blocked) continue;
+            if (!client->full) continue;
             polled.push_back({client->socket.get(), POLLOUT, 0});
-            full.push_back(client);
+            waiting.push_back(client);
         }
-        const bool idle = full.size() == in_hand_.size();
-        if (full.empty() && !idle) return;
+        const bool idle = waiting.size() == in_hand_.size();
+        if (waiting.empty() && !idle) return;
         const int forever = -1;
         const int a_second = 1000;  // to notice when one has stalled for too long
-        poll(polled.data(), polled.size(), !idle ? 0 : full.empty() ? forever : a_second);
+        poll(polled.data(), polled.size(), !idle ? 0 : waiting.empty() ? forever : a_second);
         wakeup_.clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
-        for (std::size_t i = 0; i < full.size(); ++i) full[i]->blocked = polled[i + 1].revents == 0 && !retry;
+        if (retry) retry_ = Clock::now() + 1s;
+        for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i]->full = polled[i + 1].revents == 0 && !retry;
     }
 
     static void send_some(Client& client) {
@@ -372,7 +373,7 @@ class Postman {
             client.sent += static_cast<std::size_t>(taken);
             client.progress = Clock::now();
         } else if (errno == EAGAIN) {
-            client.blocked = true;
+            client.full = true;
         } else if (errno != EINTR) {
             client.broken = true;
         }
@@ -512,8 +513,10 @@ void farewell(const Lock& lock, Client& client, std::string_view last_line, std:
     client.changed.notify_all();
 }
 
-// The same from any thread, for under shutdown() the client's own thread leaves recv() (promise 4).
+// The same from any thread, for under shutdown() the client's own thread leaves recv() (promise 4). Who is ending has
+// left it already, and hang_up() may need the socket as it is.
 void put_off(const Lock& lock, Client& client, std::string_view last_line, std::string_view why) {
+    if (client.ending) return;
     farewell(lock, client, last_line, why);
     shutdown(client.socket.get(), SHUT_RD);
 }
@@ -936,41 +939,40 @@ void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
     if (!room.owner.empty()) end_room(room);
 }
 
-void shut_down(Lock& /*lock*/, Client& user) {
+void shut_down(const Client& user) {
     log_event("shutdown by ", user.name, ".");
     stop_request.set();
 }
 
 void shut_down_by_code(Lock& lock, Client& user, Words code) {
-    if (code.empty() && user.admin) return shut_down(lock, user);
+    if (code.empty() && user.admin) return shut_down(user);
     if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
     const auto problem =
         tries.judge(user.address, "That is not the exit code.", [&] { return same_secret(code, options.exit_code); });
     if (!problem.empty()) return error(lock, user, problem);
-    shut_down(lock, user);
+    shut_down(user);
 }
 
 void close_room(Lock& lock, Client& user, Words /*rest*/) {
-    if (in_public(user)) return shut_down(lock, user);
+    if (in_public(user)) return shut_down(user);
     empty_room(lock, *user.room, user, "closed");
 }
 
 void reset(Lock& lock, Client& user, Words /*rest*/) {
-    std::vector<Room*> made;
-    for (Room& room : chat.rooms) made.push_back(&room);
-    for (Room* room : made) {
-        room->history.clear();
-        if (room != &public_room()) empty_room(lock, *room, user, "reset");
+    for (auto next = chat.rooms.begin(); next != chat.rooms.end();) {
+        Room& room = *next++;  // which may end
+        room.history.clear();
+        if (&room != &public_room()) empty_room(lock, room, user, "reset");
     }
     chat.blocked.clear();
     log_event("reset by ", user.name, ".");
     info(lock, user, "Everyone is in public, nobody is blocked, and what was said is forgotten.");
 }
 
+bool can_be_shut_out(Words name) { return valid_name(name) && !same_name(name, "admin") && !same_name(name, "server"); }
+
 void block(Lock& lock, Client& user, Words rest) {
-    if (!valid_name(rest) || same_name(rest, "admin") || same_name(rest, "server")) {
-        return error(lock, user, "That is no name that can be blocked.");
-    }
+    if (!can_be_shut_out(rest)) return error(lock, user, "That is no name that can be blocked.");
     if (!chat.blocked.insert(fold(rest)).second) return error(lock, user, rest, " is blocked already.");
     log_event(rest, " was blocked by ", user.name, ".");
     info(lock, user, "What ", rest, " says reaches only the admin and the operator. /unblock undoes it.");
@@ -994,9 +996,9 @@ void divert(const Lock& lock, Client& user, Words line) {
 std::string ban_target(const Lock& lock, Client& user, Words text) {
     std::string address = normal_address(std::string(text));
     if (!address.empty()) return address;
-    const bool good = valid_name(text) && !same_name(text, "admin") && !same_name(text, "server");
-    if (!good) error(lock, user, "That is neither an address nor a name that can be banned.");
-    return good ? std::string(text) : "";
+    if (can_be_shut_out(text)) return std::string(text);
+    error(lock, user, "That is neither an address nor a name that can be banned.");
+    return "";
 }
 
 // Changes a file with the mutex released, for that waits for the disk: see LineFile::change().
@@ -1048,20 +1050,9 @@ void unregister(Lock& lock, Client& user, Words rest) {
     info(lock, user, rest, " has no account any more; the next login makes a new one.");
 }
 
-bool prove_account(Client& client, Words name, const std::string& account);
-bool choose_password(Client& client, Words name, bool has_account);
-
-// A conversation of its own: its thread reads the answers, with the mutex released.
-void change_password(Lock& lock, Client& user, Words /*rest*/) {
-    lock.unlock();
-    const std::optional<std::string> account = users_file.find(user.key);
-    const bool changed = account && prove_account(user, user.name, *account) && choose_password(user, user.name, true);
-    lock.lock();
-    if (changed) info(lock, user, "Your password is changed.");
-    if (!account) error(lock, user, "Your account has been ended; the next login makes a new one.");
-}
-
+// These come later: one needs the table, the other asks as the login does.
 void help(Lock& lock, Client& user, Words rest);
+void change_password(Lock& lock, Client& user, Words rest);
 
 enum class Right {
     everyone,
@@ -1072,8 +1063,7 @@ enum class Right {
 };
 
 struct Command {
-    Words name, arguments;
-    int least;  // how many words have to follow
+    Words name, arguments;  // those in brackets may be left out
     Right right;
     bool speaks;  // to others: not for who is blocked
     void (*run)(Lock&, Client&, Words);
@@ -1081,36 +1071,35 @@ struct Command {
 };
 
 constexpr Command commands[] = {
-    {"help", "[COMMAND]", 0, Right::everyone, false, help, "lists what you may use, or explains one", "/help msg"},
-    {"who", "", 0, Right::everyone, false, who, "tells who is in the room, and who owns it", "/who"},
-    {"rooms", "", 0, Right::everyone, false, rooms, "lists the rooms", "/rooms"},
-    {"create", "NAME [CODE]", 1, Right::client, false, create, "makes a room that you own", "/create den 12345"},
-    {"join", "ROOM [CODE]", 1, Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
-    {"leave", "", 0, Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", 1, Right::everyone, true, me, "says what you do", "/me waves"},
-    {"msg", "NAME TEXT", 2, Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
-    {"reply", "TEXT", 1, Right::everyone, true, reply, "answers the last private message", "/reply fine"},
-    {"ignore", "NAME", 1, Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
-    {"time", "", 0, Right::everyone, false, time_of_day, "tells the server's time", "/time"},
-    {"quote", "", 0, Right::everyone, false, quote, "gives a word of wisdom", "/quote"},
-    {"echo", "TEXT", 1, Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
-    {"quit", "", 0, Right::client, false, quit, "leaves the chat", "/quit"},
-    {"exit", "", 0, Right::client, false, quit, "leaves the chat", "/exit"},
-    {"password", "", 0, Right::account, false, change_password, "changes your password", "/password"},
-    {"shutdown", "[CODE]", 0, Right::everyone, false, shut_down_by_code,
+    {"help", "[COMMAND]", Right::everyone, false, help, "lists what you may use, or explains one", "/help msg"},
+    {"who", "", Right::everyone, false, who, "tells who is in the room, and who owns it", "/who"},
+    {"rooms", "", Right::everyone, false, rooms, "lists the rooms", "/rooms"},
+    {"create", "NAME [CODE]", Right::client, false, create, "makes a room that you own", "/create den 12345"},
+    {"join", "ROOM [CODE]", Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
+    {"leave", "", Right::client, false, leave_room, "goes back to public", "/leave"},
+    {"me", "TEXT", Right::everyone, true, me, "says what you do", "/me waves"},
+    {"msg", "NAME TEXT", Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
+    {"reply", "TEXT", Right::everyone, true, reply, "answers the last private message", "/reply fine"},
+    {"ignore", "NAME", Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
+    {"time", "", Right::everyone, false, time_of_day, "tells the server's time", "/time"},
+    {"quote", "", Right::everyone, false, quote, "gives a word of wisdom", "/quote"},
+    {"echo", "TEXT", Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
+    {"quit", "", Right::client, false, quit, "leaves the chat", "/quit"},
+    {"exit", "", Right::client, false, quit, "leaves the chat", "/exit"},
+    {"password", "", Right::account, false, change_password, "changes your password", "/password"},
+    {"shutdown", "[CODE]", Right::everyone, false, shut_down_by_code,
      "ends the server; who is not the admin needs the exit code", "/shutdown 12345"},
-    {"kick", "NAME", 1, Right::owner, false, kick, "puts NAME out of your room; in public, off the server",
-     "/kick bob"},
-    {"close", "", 0, Right::owner, false, close_room, "closes your room; in public, ends the server", "/close"},
-    {"fire", "NAME", 1, Right::admin, false, fire, "puts NAME off the server", "/fire bob"},
-    {"out", "NAME", 1, Right::admin, false, out, "brings NAME back to public", "/out bob"},
-    {"ban", "NAME-OR-ADDRESS", 1, Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
-    {"unban", "NAME-OR-ADDRESS", 1, Right::admin, false, unban, "takes off the ban list", "/unban bob"},
-    {"bans", "", 0, Right::admin, false, bans, "shows the ban list", "/bans"},
-    {"unregister", "NAME", 1, Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
-    {"block", "NAME", 1, Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
-    {"unblock", "NAME", 1, Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
-    {"reset", "", 0, Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
+    {"kick", "NAME", Right::owner, false, kick, "puts NAME out of your room; in public, off the server", "/kick bob"},
+    {"close", "", Right::owner, false, close_room, "closes your room; in public, ends the server", "/close"},
+    {"fire", "NAME", Right::admin, false, fire, "puts NAME off the server", "/fire bob"},
+    {"out", "NAME", Right::admin, false, out, "brings NAME back to public", "/out bob"},
+    {"ban", "NAME-OR-ADDRESS", Right::admin, false, ban, "puts off the server for good", "/ban 192.168.1.7"},
+    {"unban", "NAME-OR-ADDRESS", Right::admin, false, unban, "takes off the ban list", "/unban bob"},
+    {"bans", "", Right::admin, false, bans, "shows the ban list", "/bans"},
+    {"unregister", "NAME", Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
+    {"block", "NAME", Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
+    {"unblock", "NAME", Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
+    {"reset", "", Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
 };
 
 bool may_use(const Client& user, const Command& command) {
@@ -1141,7 +1130,7 @@ const Command* find_command(Words name) {
 }
 
 std::string form_of(const Command& command) {
-    return std::string("/").append(command.name).append(command.arguments.empty() ? "" : " ").append(command.arguments);
+    return concat("/", command.name, command.arguments.empty() ? "" : " ", command.arguments);
 }
 
 void help(Lock& lock, Client& user, Words rest) {
@@ -1205,7 +1194,8 @@ void act_on(Client& user, Words line) {
         const Words whose = whose_right(command->right);
         return error(lock, user, "Only ", whose, " may use ", form_of(*command), "; /help lists what you may.");
     }
-    if (count_words(rest) < command->least) return error(lock, user, "The form is: " + form_of(*command));
+    const Words needed = command->arguments.substr(0, command->arguments.find('['));
+    if (count_words(rest) < count_words(needed)) return error(lock, user, "The form is: ", form_of(*command));
     try {
         command->run(lock, user, trim(rest));
     } catch (const std::runtime_error& problem) {  // of the ban list's file, while the mutex was released
@@ -1246,41 +1236,31 @@ bool has_ended(const Client& client) {
     return client.ending;
 }
 
-// The connection has no more to give: the peer has ended it, or broken it, or farewell() was said.
-void note_end(Client& client, bool broken) {
-    const Lock lock(chat.mutex);
-    if (client.ending) return;
-    if (broken) return drop(lock, client, "lost the connection.");
-    farewell(lock, client, "BYE QUIT You ended the connection.", "left.");
-}
-
 // Gives the client's next line, cleaned, or nothing at the end. Blocks until there is one.
 std::optional<std::string> read_line(Client& client) {
     bool open = true;
     while (true) {
         const std::optional<Line> line = open ? client.inbox.next() : client.inbox.last();
         if (line && !wait_turn(client)) return std::nullopt;
-        if (line && line->too_long) {
+        if (line && !line->too_long) return clean(line->text);
+        if (line) {
             tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
-        } else if (line) {
-            return clean(line->text);
-        } else if (!open) {
-            note_end(client, false);
-            return std::nullopt;
-        } else if (has_ended(client)) {  // by what its last line did
-            return std::nullopt;
-        } else {
-            std::array<char, 2048> bytes{};
-            const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
-            if (count < 0 && errno == EINTR) continue;
-            if (count < 0) {
-                note_end(client, true);
-                return std::nullopt;
-            }
-            open = count > 0;
-            client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
+            continue;
         }
+        if (has_ended(client)) return std::nullopt;  // by what its last line did
+        if (!open) break;
+        std::array<char, 2048> bytes{};
+        const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) {
+            drop(Lock(chat.mutex), client, "lost the connection.");
+            return std::nullopt;
+        }
+        open = count > 0;
+        client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
     }
+    farewell(Lock(chat.mutex), client, "BYE QUIT You ended the connection.", "left.");
+    return std::nullopt;
 }
 
 // Gives false, with which a login ends.
@@ -1292,14 +1272,14 @@ bool turn_away(Client& client, Words last_line, Words why) {
 constexpr Words name_banned = "BAN That name is banned.";
 constexpr Words wrong_password = "That is not the password.";  // whoever's
 
-// Asks for a secret until it is right. False: the connection is to end.
-template <typename IsRight>
-bool prove(Client& client, Words question, IsRight is_right) {
+// Asks for a secret until judge(), which is Tries::judge() of it, has nothing to say. False: the connection is to end.
+template <typename Judge>
+bool prove(Client& client, Words question, Judge judge) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
         tell(client, concat("PASS ", question));
         const std::optional<std::string> given = read_line(client);
         if (!given) return false;
-        const Words problem = is_right(*given);
+        const Words problem = judge(*given);
         if (problem.empty()) return true;
         tell_error(client, problem);
     }
@@ -1317,7 +1297,7 @@ bool prove_admin(Client& client) {
 // Does some hashing when it is this client's turn, outside chat.mutex: so however many log in, they take no more than
 // one core from the chat. The login's deadline does not run meanwhile; at the end of the connection nothing is done.
 template <typename Work>
-auto hash_in_turn(Client& client, Work work) -> decltype(work()) {
+auto hash_in_turn(Client& client, Work work) {
     static std::mutex turn;
     const auto began = Clock::now();
     const auto note = [&](bool hashing) {
@@ -1328,7 +1308,7 @@ auto hash_in_turn(Client& client, Work work) -> decltype(work()) {
     };
     note(true);
     const Lock in_turn(turn);
-    decltype(work()) result = note(true) ? decltype(work())() : work();
+    auto result = note(true) ? decltype(work())() : work();
     note(false);
     return result;
 }
@@ -1364,6 +1344,16 @@ bool prove_account(Client& client, Words name, const std::string& account) {
             });
         });
     });
+}
+
+// /password: a conversation of its own; the client's thread reads the answers, with the mutex released.
+void change_password(Lock& lock, Client& user, Words /*rest*/) {
+    lock.unlock();
+    const std::optional<std::string> account = users_file.find(user.key);
+    const bool changed = account && prove_account(user, user.name, *account) && choose_password(user, user.name, true);
+    lock.lock();
+    if (changed) info(lock, user, "Your password is changed.");
+    if (!account) error(lock, user, "Your account has been ended; the next login makes a new one.");
 }
 
 // Asks for the password that a name needs, if any, and for a new one where it has none yet.
@@ -1541,7 +1531,7 @@ void end_slow_logins() {
 void end_idle() {
     const Lock lock(chat.mutex);
     for (Client* client : chat.clients) {
-        if (client->room == nullptr || client->ending) continue;
+        if (client->room == nullptr) continue;
         if (client->admin || client->room->owner == client->name) client->heard = Clock::now();
         const auto silent = Clock::now() - client->heard;
         if (silent >= std::chrono::seconds(options.idle)) {
@@ -1640,27 +1630,31 @@ class Doorman {
     }
 
    private:
-    static constexpr const char* no_descriptor = "The server has no descriptor left: try again later.";
-
     void accept_from(int listener) {
         sockaddr_storage from{};
         auto* address = reinterpret_cast<sockaddr*>(&from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
-        if (socket && !Fd(open("/dev/null", O_RDONLY | O_CLOEXEC))) {  // its thread could not read the ban list
-            refuse(socket, no_descriptor);
+        if (!socket && (errno == EMFILE || errno == ENFILE)) {
+            reserve_ = Fd();
+            socket = Fd(accept(listener, address, &length));
+        }
+        if (socket && !any_file()) {  // its thread could not read the ban list
+            refuse(socket, "The server has no descriptor left: try again later.");
         } else if (socket) {
             fcntl(socket.get(), F_SETFL, 0);                  // some systems hand O_NONBLOCK on from the listener
             set_option(socket, IPPROTO_TCP, TCP_NODELAY, 1);  // the postman gathers lines; the kernel need not
             watch_for_vanishing(socket);
             admit(std::move(socket), address_text(address, length));
-        } else if (errno == EMFILE || errno == ENFILE) {
-            refuse_without_descriptor(listener);
-        } else if (errno == ENOBUFS || errno == ENOMEM) {
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             complain("accept: " + error_text(errno));
             stop_within(100ms);  // poll() would return at once again and again
         }
+        socket = Fd();
+        if (!reserve_) reserve_ = any_file();
     }
+
+    static Fd any_file() { return Fd(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
     void admit(Fd socket, const std::string& address) {
         auto client = std::make_unique<Client>(std::move(socket), address);
@@ -1702,18 +1696,6 @@ class Doorman {
         recv(socket.get(), unread.data(), unread.size(), MSG_DONTWAIT);
     }
 
-    // One descriptor is kept for this: without it the newcomer would wait in the listener's queue, and poll() would
-    // return at once, again and again.
-    void refuse_without_descriptor(int listener) {
-        reserve_ = Fd();
-        if (const Fd socket(accept(listener, nullptr, nullptr)); socket) {
-            refuse(socket, no_descriptor);
-        } else {
-            stop_within(100ms);
-        }
-        reserve_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    }
-
     // Logs why somebody was turned away, each cause at most once a second.
     void complain(const std::string& cause) {
         const auto now = Clock::now();
@@ -1723,7 +1705,7 @@ class Doorman {
         log_event("somebody was turned away: ", cause);
     }
 
-    Fd reserve_{open("/dev/null", O_RDONLY | O_CLOEXEC)};
+    Fd reserve_ = any_file();  // given up to accept the one for whom no descriptor is left, and tell them
     std::map<std::string, Clock::time_point> last_logged_;  // by cause, of which there are few
 };
 
@@ -1849,65 +1831,49 @@ std::vector<std::string> room_names(std::string list) {
     return names;
 }
 
+struct Known {
+    const char* name;
+    int argument;  // required_argument or no_argument
+    std::function<void()> set;
+};
+
 // Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
 void read_options(int argc, char** argv) {
-    enum Name {
-        port,
-        bind_to,
-        bans_in,
-        users_in,
-        rooms_made,
-        idle,
-        rate,
-        max_clients,
-        max_per_ip,
-        admin_file,
-        title,
-        no_discovery,
-        help_text,
-        version_text
+    std::string name, value;  // of the option at hand
+    const auto number = [&](long low, long high) { return number_option(name, value, low, high); };
+    const auto answer = [](const std::string& text) {
+        std::cout << text;
+        std::exit(0);
     };
-    static const option known[] = {{"port", required_argument, nullptr, port},
-                                   {"bind", required_argument, nullptr, bind_to},
-                                   {"bans", required_argument, nullptr, bans_in},
-                                   {"users", required_argument, nullptr, users_in},
-                                   {"rooms", required_argument, nullptr, rooms_made},
-                                   {"idle", required_argument, nullptr, idle},
-                                   {"rate", required_argument, nullptr, rate},
-                                   {"max-clients", required_argument, nullptr, max_clients},
-                                   {"max-per-ip", required_argument, nullptr, max_per_ip},
-                                   {"admin-password-file", required_argument, nullptr, admin_file},
-                                   {"title", required_argument, nullptr, title},
-                                   {"no-discovery", no_argument, nullptr, no_discovery},
-                                   {"help", no_argument, nullptr, help_text},
-                                   {"version", no_argument, nullptr, version_text},
-                                   {}};
+    const Known known[] = {
+        {"port", required_argument, [&] { options.port = std::to_string(number(0, 65535)); }},
+        {"bind", required_argument, [&] { options.bind_address = value; }},
+        {"bans", required_argument, [&] { bans_file.path = value; }},
+        {"users", required_argument, [&] { users_file.path = value; }},
+        {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
+        {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
+        {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
+        {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
+        {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},
+        {"admin-password-file", required_argument, [&] { options.admin_password_file = value; }},
+        {"title", required_argument, [&] { options.title = clean(value); }},
+        {"no-discovery", no_argument, [&] { options.discovery = false; }},
+        {"help", no_argument, [&] { answer(concat("usage: ", program, usage)); }},
+        {"version", no_argument, [&] { answer(concat("chatroom-server ", version, "\n")); }},
+    };
+    std::vector<option> names;
+    for (const Known& one : known) names.push_back({one.name, one.argument, nullptr, 0});
+    names.push_back({});
     int which = 0;
-    for (int found = 0; (found = getopt_long(argc, argv, "", known, &which)) != -1;) {
-        const std::string value = optarg == nullptr ? "" : optarg;
-        const auto number = [&](long low, long high) { return number_option(known[which].name, value, low, high); };
-        switch (found) {
-            case port: options.port = std::to_string(number(0, 65535)); break;
-            case bind_to: options.bind_address = value; break;
-            case bans_in: bans_file.path = value; break;
-            case users_in: users_file.path = value; break;
-            case rooms_made: options.rooms = room_names(value); break;
-            case idle: options.idle = number(0, 1000000); break;
-            case rate: options.rate = number(0, 1000000); break;
-            case max_clients: options.max_clients = number(1, 1000000); break;
-            case max_per_ip: options.max_per_ip = number(0, 1000000); break;
-            case admin_file: options.admin_password_file = value; break;
-            case title: options.title = clean(value); break;
-            case no_discovery: options.discovery = false; break;
-            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
-            case version_text: std::cout << "chatroom-server " << version << '\n'; std::exit(0);
-            default: throw UsageError("");  // getopt_long() has said what is wrong
-        }
+    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &which)) != -1;) {
+        if (found != 0) throw UsageError("");  // getopt_long() has said what is wrong
+        name = known[which].name;
+        value = optarg == nullptr ? "" : optarg;
+        known[which].set();
     }
     if (options.title.size() > max_title)
         throw UsageError("--title takes at most " + std::to_string(max_title) + " bytes");
     if (optind < argc) throw UsageError("there is no option '" + std::string(argv[optind]) + "'");
-    prepare_descriptors();
 }
 
 // Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
@@ -1921,10 +1887,11 @@ std::string choose_admin_password() {
     }
     if (!options.admin_password_file.empty()) {
         where = "as set in " + options.admin_password_file;
+        given.clear();
         std::ifstream file(options.admin_password_file);
-        if (!std::getline(file, given) || given.empty())
-            throw_errno("read " + options.admin_password_file, "its first line is the password");
-        given = trim(given);  // an editor may have ended the line with CR LF
+        std::string line;
+        if (std::getline(file, line)) given = trim(line);  // an editor may have ended the line with CR LF
+        if (given.empty()) throw_errno("read " + options.admin_password_file, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
     if (!options.admin_password.empty()) return where;
@@ -1965,6 +1932,7 @@ void end_clients() {
 
 void run() {
     handle_signals();
+    prepare_descriptors();
     check_files();
     const std::string password = choose_admin_password();
     if (options.title.empty()) options.title = host_name();
