@@ -151,6 +151,14 @@ void handle_signals() {
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
+// Adds what can be read to something that keeps it; false at the end. Blocks while there is nothing.
+bool read_into(auto& keeper, int fd) {
+    std::array<char, 65536> bytes{};
+    const ssize_t count = read(fd, bytes.data(), bytes.size());
+    if (count > 0) keeper.add({bytes.data(), static_cast<std::size_t>(count)});
+    return count > 0 || (count < 0 && errno == EINTR);
+}
+
 // The standard input, line by line: a terminal's, or a pipe's.
 class Keyboard {
    public:
@@ -162,10 +170,7 @@ class Keyboard {
             std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
             if (poll(polled.data(), polled.size(), -1) < 0) continue;
             if (polled[1].revents != 0) return std::nullopt;
-            std::array<char, 2048> bytes{};
-            const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
-            if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
-            at_end_ = count == 0 || (count < 0 && errno != EINTR);
+            at_end_ = !read_into(lines_, STDIN_FILENO);
         }
     }
 
@@ -525,18 +530,10 @@ class Connection {
     bool fill_all() {
         std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
         if (poll(polled.data(), polled.size(), -1) < 0) return true;
-        if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
-        const bool open = polled[0].revents == 0 || fill(socket_, inbox_);
+        if (polled[1].revents != 0 && !read_into(told_, errors_.get())) errors_ = Fd();
+        const bool open = polled[0].revents == 0 || read_into(inbox_, socket_.get());
         if (!open) hear_last_words();
         return open;
-    }
-
-    // Adds what is there to be read. False at the end.
-    static bool fill(const Fd& from, LineBuffer& lines) {
-        std::array<char, 65536> bytes{};
-        const ssize_t count = ::read(from.get(), bytes.data(), bytes.size());
-        if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-        return count > 0 || (count < 0 && errno == EINTR);
     }
 
     std::vector<std::string> whole_lines() {
@@ -571,7 +568,7 @@ class Connection {
     void hear_last_words() {
         if (helper_ <= 0) return;
         pollfd polled{errors_.get(), POLLIN, 0};
-        while (errors_ && poll(&polled, 1, 200) > 0 && fill(errors_, told_)) continue;
+        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(told_, errors_.get())) continue;
         const int status = end_helper();
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             told_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
@@ -1727,9 +1724,7 @@ class ScreenClient : public Client {
         const int ready = poll(polled.data(), polled.size(), limit);
         if (ready <= 0) return ready < 0;
         if (polled[1].revents != 0) look_up();
-        if (polled[0].revents != 0 && !read_keys()) {
-            give_up(Lock(mutex_), "the terminal is gone");
-        }
+        if (polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO)) give_up(Lock(mutex_), "the terminal is gone");
         return true;
     }
 
@@ -1738,13 +1733,6 @@ class ScreenClient : public Client {
         attention_.clear();
         const Lock lock(mutex_);
         display_.forget();
-    }
-
-    bool read_keys() {
-        std::array<char, 4096> bytes{};
-        const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
-        if (count > 0) keys_.add({bytes.data(), static_cast<std::size_t>(count)});
-        return count > 0 || (count < 0 && errno == EINTR);
     }
 
     void press(const Lock& lock, const Typed& typed) {
