@@ -238,23 +238,27 @@ int grapheme_columns(std::string_view text) {
     return flag || as_emoji ? 2 : std::max(columns_of(first.code), 1);
 }
 
+// Takes the first grapheme off a text, which is not empty.
+std::string_view take_grapheme(std::string_view& text) {
+    const std::string_view first = text.substr(0, grapheme(text));
+    text.remove_prefix(first.size());
+    return first;
+}
+
 int columns_of(std::string_view text) {
     int columns = 0;
-    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
-        bytes = grapheme(text);
-        columns += grapheme_columns(text.substr(0, bytes));
-    }
+    while (!text.empty()) columns += grapheme_columns(take_grapheme(text));
     return columns;
 }
 
 // Gives text with spaces behind it, or cut off, so that it takes so many columns.
 std::string padded(std::string_view text, int columns) {
     std::string result;
-    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
-        bytes = grapheme(text);
-        const int wide = grapheme_columns(text.substr(0, bytes));
+    while (!text.empty()) {
+        const std::string_view next = take_grapheme(text);
+        const int wide = grapheme_columns(next);
         if (wide > columns) break;
-        result += text.substr(0, bytes);
+        result += next;
         columns -= wide;
     }
     return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
@@ -1357,12 +1361,12 @@ struct Canvas {
     // Writes text, but for what lies before the column `from` or from `to` on; gives the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
         to = std::min(to, columns);
-        for (std::size_t bytes = 0; !text.empty() && column < to; text.remove_prefix(bytes)) {
-            bytes = grapheme(text);
-            const int wide = grapheme_columns(text.substr(0, bytes));
+        while (!text.empty() && column < to) {
+            const std::string_view next = take_grapheme(text);
+            const int wide = grapheme_columns(next);
             if (row >= 0 && row < rows && column >= from && column + wide <= to) {
-                const bool bare = columns_of(decode_utf8(text).code) == 0;  // an accent with nothing to stand on
-                at(row, column) = {(bare ? " " : "") + std::string(text.substr(0, bytes)), style};
+                const bool bare = columns_of(decode_utf8(next).code) == 0;  // an accent with nothing to stand on
+                at(row, column) = {(bare ? " " : "") + std::string(next), style};
                 if (wide == 2) at(row, column + 1) = {"", style};
             }
             column += wide;
@@ -1468,12 +1472,13 @@ std::vector<std::string_view> wrap(std::string_view text, int first, int others)
     int column = 0, word_column = 0, room = first;
     for (std::size_t at = 0, bytes = 0; at < text.size(); at += bytes) {
         bytes = grapheme(text.substr(at));
-        column += grapheme_columns(text.substr(at, bytes));
+        const int wide = grapheme_columns(text.substr(at, bytes));
+        column += wide;
         if (text[at] == ' ') {  // at the end of a row it may stand over
             word = at + bytes;
             word_column = column;
         } else if (column > room && at > start) {
-            if (word <= start) word = at, word_column = column - grapheme_columns(text.substr(at, bytes));
+            if (word <= start) word = at, word_column = column - wide;
             rows.push_back(text.substr(start, word - start));
             start = word;
             column -= word_column;
