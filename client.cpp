@@ -737,7 +737,7 @@ class Client {
         reader.join();
         set_terminal(as_found);
         say_goodbye();
-        return status_;
+        return exit_status_;
     }
 
    protected:
@@ -779,6 +779,13 @@ class Client {
         lock.lock();
         if (server == server_) outgoing_.insert(0, text, sent);
         return sent == text.size() ? nullptr : server;
+    }
+
+    // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
+    void quit(const Lock& lock) {
+        if (question_ == Question::none && submit(lock, "/quit")) return;
+        exit_status_ = 0;
+        give_up(lock, "");
     }
 
     // Any thread: ends the chat from our side.
@@ -977,7 +984,7 @@ class Client {
         const bool slow = message.word == "BYE" && message.fields[0] == "SLOW";
         farewell_ = message.text;
         dismissed_ = !slow;
-        status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+        exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
@@ -1022,7 +1029,7 @@ class Client {
     bool heard_ = false;                       // the server's first line is here
     bool dismissed_ = false;                   // the server has ended the chat for good
     bool leaving_ = false;                     // we have
-    int status_ = 1;                           // what to exit with
+    int exit_status_ = 1;                      // what to exit with
     std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
     std::string password_, password_to_send_;  // likewise
     bool returning_ = false;                   // to a chat in which we were before
@@ -1079,7 +1086,7 @@ class PlainClient : public Client {
     void leave(Lock& lock) {
         if (ended_) return;
         if (!welcome_) return give_up(lock, "the input ended before the login was complete");
-        submit(lock, "/quit");
+        quit(lock);
         lock.unlock();
         flush(0);
     }
@@ -1841,10 +1848,6 @@ class ScreenClient : public Client {
         line_.remember(line_.take());
         scrollback_.unmark();
         scrollback_.follow();
-    }
-
-    void quit(const Lock& lock) {
-        if (!submit(lock, "/quit")) give_up(lock, "");
     }
 
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
