@@ -518,12 +518,12 @@ class Connection {
     // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
     // end of the connection. Blocks until then. Only the reader.
     std::optional<std::vector<std::string>> receive() {
-        for (bool open = true; open;) {
-            open = fill_all();
+        while (true) {
+            const bool open = fill_all();
             std::vector<std::string> lines = whole_lines();
             if (!lines.empty()) return lines;
+            if (!open) return std::nullopt;
         }
-        return std::nullopt;
     }
 
     // Any thread: the other's recv() or send() ends.
@@ -671,10 +671,9 @@ struct Message {
             take_word(text);
             time = wire_time(std::string(take_word(text)));
         }
-        const std::string_view whole = text;
-        word = take_word(text);
+        word = text.substr(0, text.find(' '));
         form = std::find_if(std::begin(forms), std::end(forms) - 1, [&](const Form& f) { return f.word == word; });
-        if (form->word.empty()) text = whole;
+        if (!form->word.empty()) take_word(text);
         for (std::size_t i = 0; i < form->fields; ++i) fields.at(i) = take_word(text);
     }
 
@@ -2007,6 +2006,7 @@ class ScreenClient : public Client {
         if (!is_away()) unread_ = 0;
         const int top = canvas.rows >= 3 ? 1 : 0;
         const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
+        height_ = std::max(bottom - top, 1);
         switch (view_) {
             case View::chat: draw_chat(canvas, top, bottom); break;
             case View::rooms: draw_rooms(canvas, top, bottom); break;
@@ -2046,7 +2046,6 @@ class ScreenClient : public Client {
 
     void draw_chat(Canvas& canvas, int top, int bottom) {
         const int margin = canvas.columns >= wide ? 20 : 0;
-        height_ = std::max(bottom - top, 1);
         columns_ = canvas.columns - margin;
         const std::vector<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
@@ -2115,7 +2114,6 @@ class ScreenClient : public Client {
     }
 
     void draw_info(Canvas& canvas, int top, int bottom) {
-        height_ = std::max(bottom - top, 1);
         std::vector<std::string_view> rows;
         for (std::string_view rest = info_text; !rest.empty();) {
             const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -2164,8 +2162,7 @@ class ScreenClient : public Client {
             return;
         }
         const Editor& editor = is_asked() ? answer_ : line_;
-        const bool secret =
-            question_ >= Question::password || (question_ == Question::none && prompt_ && prompt_->secret);
+        const bool secret = question_ == Question::none ? prompt_ && prompt_->secret : question_ >= Question::password;
         const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
         const int room = canvas.columns - start;
         const int cursor = columns_of(editor.before_cursor());
