@@ -2174,6 +2174,7 @@ class ScreenClient : public Client {
     }
 
     void say_goodbye() override {
+        attention = nullptr;
         std::cout << farewell_ << (farewell_.empty() ? "" : "\n") << std::flush;
         Client::say_goodbye();
     }
