@@ -272,6 +272,7 @@ std::string padded(std::string_view text, int columns) {
 
 struct Address {
     std::string host, port;
+    bool operator==(const Address&) const = default;
 };
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
@@ -352,9 +353,8 @@ std::string sender_text(sockaddr_in& from, const ifaddrs* interfaces) {
 }
 
 void add_if_new(std::vector<Found>& all, const Found& found) {
-    const bool known = std::any_of(all.begin(), all.end(), [&](const Found& other) {
-        return other.address.host == found.address.host && other.address.port == found.address.port;
-    });
+    const bool known =
+        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
     if (!known && all.size() < most_found) all.push_back(found);
 }
 
@@ -2181,8 +2181,7 @@ class ScreenClient : public Client {
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr std::chrono::seconds attention_span{
-        60};  // who types nothing is idle, whatever we ask by ourselves
+    static constexpr auto attention_span = 60s;  // who types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t most_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin
