@@ -151,6 +151,14 @@ void handle_signals() {
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
+// Adds what can be read to something that keeps it; false at the end. Blocks while there is nothing.
+bool read_into(auto& keeper, int fd) {
+    std::array<char, 65536> bytes{};
+    const ssize_t count = read(fd, bytes.data(), bytes.size());
+    if (count > 0) keeper.add({bytes.data(), static_cast<std::size_t>(count)});
+    return count > 0 || (count < 0 && errno == EINTR);
+}
+
 // The standard input, line by line: a terminal's, or a pipe's.
 class Keyboard {
    public:
@@ -162,10 +170,7 @@ class Keyboard {
             std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
             if (poll(polled.data(), polled.size(), -1) < 0) continue;
             if (polled[1].revents != 0) return std::nullopt;
-            std::array<char, 2048> bytes{};
-            const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
-            if (count > 0) lines_.add({bytes.data(), static_cast<std::size_t>(count)});
-            at_end_ = count == 0 || (count < 0 && errno != EINTR);
+            at_end_ = !read_into(lines_, STDIN_FILENO);
         }
     }
 
@@ -233,23 +238,27 @@ int grapheme_columns(std::string_view text) {
     return flag || as_emoji ? 2 : std::max(columns_of(first.code), 1);
 }
 
+// Takes the first grapheme off a text, which is not empty.
+std::string_view take_grapheme(std::string_view& text) {
+    const std::string_view first = text.substr(0, grapheme(text));
+    text.remove_prefix(first.size());
+    return first;
+}
+
 int columns_of(std::string_view text) {
     int columns = 0;
-    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
-        bytes = grapheme(text);
-        columns += grapheme_columns(text.substr(0, bytes));
-    }
+    while (!text.empty()) columns += grapheme_columns(take_grapheme(text));
     return columns;
 }
 
 // Gives text with spaces behind it, or cut off, so that it takes so many columns.
 std::string padded(std::string_view text, int columns) {
     std::string result;
-    for (std::size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
-        bytes = grapheme(text);
-        const int wide = grapheme_columns(text.substr(0, bytes));
+    while (!text.empty()) {
+        const std::string_view next = take_grapheme(text);
+        const int wide = grapheme_columns(next);
         if (wide > columns) break;
-        result += text.substr(0, bytes);
+        result += next;
         columns -= wide;
     }
     return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
@@ -263,6 +272,7 @@ std::string padded(std::string_view text, int columns) {
 
 struct Address {
     std::string host, port;
+    bool operator==(const Address&) const = default;
 };
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
@@ -343,9 +353,8 @@ std::string sender_text(sockaddr_in& from, const ifaddrs* interfaces) {
 }
 
 void add_if_new(std::vector<Found>& all, const Found& found) {
-    const bool known = std::any_of(all.begin(), all.end(), [&](const Found& other) {
-        return other.address.host == found.address.host && other.address.port == found.address.port;
-    });
+    const bool known =
+        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
     if (!known && all.size() < most_found) all.push_back(found);
 }
 
@@ -509,12 +518,12 @@ class Connection {
     // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
     // end of the connection. Blocks until then. Only the reader.
     std::optional<std::vector<std::string>> receive() {
-        for (bool open = true; open;) {
-            open = fill_all();
+        while (true) {
+            const bool open = fill_all();
             std::vector<std::string> lines = whole_lines();
             if (!lines.empty()) return lines;
+            if (!open) return std::nullopt;
         }
-        return std::nullopt;
     }
 
     // Any thread: the other's recv() or send() ends.
@@ -525,18 +534,10 @@ class Connection {
     bool fill_all() {
         std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
         if (poll(polled.data(), polled.size(), -1) < 0) return true;
-        if (polled[1].revents != 0 && !fill(errors_, told_)) errors_ = Fd();
-        const bool open = polled[0].revents == 0 || fill(socket_, inbox_);
+        if (polled[1].revents != 0 && !read_into(told_, errors_.get())) errors_ = Fd();
+        const bool open = polled[0].revents == 0 || read_into(inbox_, socket_.get());
         if (!open) hear_last_words();
         return open;
-    }
-
-    // Adds what is there to be read. False at the end.
-    static bool fill(const Fd& from, LineBuffer& lines) {
-        std::array<char, 65536> bytes{};
-        const ssize_t count = ::read(from.get(), bytes.data(), bytes.size());
-        if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-        return count > 0 || (count < 0 && errno == EINTR);
     }
 
     std::vector<std::string> whole_lines() {
@@ -571,7 +572,7 @@ class Connection {
     void hear_last_words() {
         if (helper_ <= 0) return;
         pollfd polled{errors_.get(), POLLIN, 0};
-        while (errors_ && poll(&polled, 1, 200) > 0 && fill(errors_, told_)) continue;
+        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(told_, errors_.get())) continue;
         const int status = end_helper();
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             told_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
@@ -670,10 +671,9 @@ struct Message {
             take_word(text);
             time = wire_time(std::string(take_word(text)));
         }
-        const std::string_view whole = text;
-        word = take_word(text);
+        word = text.substr(0, text.find(' '));
         form = std::find_if(std::begin(forms), std::end(forms) - 1, [&](const Form& f) { return f.word == word; });
-        if (form->word.empty()) text = whole;
+        if (!form->word.empty()) take_word(text);
         for (std::size_t i = 0; i < form->fields; ++i) fields.at(i) = take_word(text);
     }
 
@@ -736,7 +736,7 @@ class Client {
         reader.join();
         set_terminal(as_found);
         say_goodbye();
-        return status_;
+        return exit_status_;
     }
 
    protected:
@@ -778,6 +778,13 @@ class Client {
         lock.lock();
         if (server == server_) outgoing_.insert(0, text, sent);
         return sent == text.size() ? nullptr : server;
+    }
+
+    // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
+    void quit(const Lock& lock) {
+        if (question_ == Question::none && submit(lock, "/quit")) return;
+        exit_status_ = 0;
+        give_up(lock, "");
     }
 
     // Any thread: ends the chat from our side.
@@ -976,7 +983,7 @@ class Client {
         const bool slow = message.word == "BYE" && message.fields[0] == "SLOW";
         farewell_ = message.text;
         dismissed_ = !slow;
-        status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+        exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
@@ -1021,7 +1028,7 @@ class Client {
     bool heard_ = false;                       // the server's first line is here
     bool dismissed_ = false;                   // the server has ended the chat for good
     bool leaving_ = false;                     // we have
-    int status_ = 1;                           // what to exit with
+    int exit_status_ = 1;                      // what to exit with
     std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
     std::string password_, password_to_send_;  // likewise
     bool returning_ = false;                   // to a chat in which we were before
@@ -1078,7 +1085,7 @@ class PlainClient : public Client {
     void leave(Lock& lock) {
         if (ended_) return;
         if (!welcome_) return give_up(lock, "the input ended before the login was complete");
-        submit(lock, "/quit");
+        quit(lock);
         lock.unlock();
         flush(0);
     }
@@ -1360,12 +1367,12 @@ struct Canvas {
     // Writes text, but for what lies before the column `from` or from `to` on; gives the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
         to = std::min(to, columns);
-        for (std::size_t bytes = 0; !text.empty() && column < to; text.remove_prefix(bytes)) {
-            bytes = grapheme(text);
-            const int wide = grapheme_columns(text.substr(0, bytes));
+        while (!text.empty() && column < to) {
+            const std::string_view next = take_grapheme(text);
+            const int wide = grapheme_columns(next);
             if (row >= 0 && row < rows && column >= from && column + wide <= to) {
-                const bool bare = columns_of(decode_utf8(text).code) == 0;  // an accent with nothing to stand on
-                at(row, column) = {(bare ? " " : "") + std::string(text.substr(0, bytes)), style};
+                const bool bare = columns_of(decode_utf8(next).code) == 0;  // an accent with nothing to stand on
+                at(row, column) = {(bare ? " " : "") + std::string(next), style};
                 if (wide == 2) at(row, column + 1) = {"", style};
             }
             column += wide;
@@ -1471,12 +1478,13 @@ std::vector<std::string_view> wrap(std::string_view text, int first, int others)
     int column = 0, word_column = 0, room = first;
     for (std::size_t at = 0, bytes = 0; at < text.size(); at += bytes) {
         bytes = grapheme(text.substr(at));
-        column += grapheme_columns(text.substr(at, bytes));
+        const int wide = grapheme_columns(text.substr(at, bytes));
+        column += wide;
         if (text[at] == ' ') {  // at the end of a row it may stand over
             word = at + bytes;
             word_column = column;
         } else if (column > room && at > start) {
-            if (word <= start) word = at, word_column = column - grapheme_columns(text.substr(at, bytes));
+            if (word <= start) word = at, word_column = column - wide;
             rows.push_back(text.substr(start, word - start));
             start = word;
             column -= word_column;
@@ -1727,9 +1735,7 @@ class ScreenClient : public Client {
         const int ready = poll(polled.data(), polled.size(), limit);
         if (ready <= 0) return ready < 0;
         if (polled[1].revents != 0) look_up();
-        if (polled[0].revents != 0 && !read_keys()) {
-            give_up(Lock(mutex_), "the terminal is gone");
-        }
+        if (polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO)) give_up(Lock(mutex_), "the terminal is gone");
         return true;
     }
 
@@ -1738,13 +1744,6 @@ class ScreenClient : public Client {
         attention_.clear();
         const Lock lock(mutex_);
         display_.forget();
-    }
-
-    bool read_keys() {
-        std::array<char, 4096> bytes{};
-        const ssize_t count = ::read(STDIN_FILENO, bytes.data(), bytes.size());
-        if (count > 0) keys_.add({bytes.data(), static_cast<std::size_t>(count)});
-        return count > 0 || (count < 0 && errno == EINTR);
     }
 
     void press(const Lock& lock, const Typed& typed) {
@@ -1848,10 +1847,6 @@ class ScreenClient : public Client {
         line_.remember(line_.take());
         scrollback_.unmark();
         scrollback_.follow();
-    }
-
-    void quit(const Lock& lock) {
-        if (!submit(lock, "/quit")) give_up(lock, "");
     }
 
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
@@ -2011,6 +2006,7 @@ class ScreenClient : public Client {
         if (!is_away()) unread_ = 0;
         const int top = canvas.rows >= 3 ? 1 : 0;
         const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
+        height_ = std::max(bottom - top, 1);
         switch (view_) {
             case View::chat: draw_chat(canvas, top, bottom); break;
             case View::rooms: draw_rooms(canvas, top, bottom); break;
@@ -2050,7 +2046,6 @@ class ScreenClient : public Client {
 
     void draw_chat(Canvas& canvas, int top, int bottom) {
         const int margin = canvas.columns >= wide ? 20 : 0;
-        height_ = std::max(bottom - top, 1);
         columns_ = canvas.columns - margin;
         const std::vector<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
@@ -2119,7 +2114,6 @@ class ScreenClient : public Client {
     }
 
     void draw_info(Canvas& canvas, int top, int bottom) {
-        height_ = std::max(bottom - top, 1);
         std::vector<std::string_view> rows;
         for (std::string_view rest = info_text; !rest.empty();) {
             const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -2168,8 +2162,7 @@ class ScreenClient : public Client {
             return;
         }
         const Editor& editor = is_asked() ? answer_ : line_;
-        const bool secret =
-            question_ >= Question::password || (question_ == Question::none && prompt_ && prompt_->secret);
+        const bool secret = question_ == Question::none ? prompt_ && prompt_->secret : question_ >= Question::password;
         const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
         const int room = canvas.columns - start;
         const int cursor = columns_of(editor.before_cursor());
@@ -2181,14 +2174,14 @@ class ScreenClient : public Client {
     }
 
     void say_goodbye() override {
+        attention = nullptr;
         std::cout << farewell_ << (farewell_.empty() ? "" : "\n") << std::flush;
         Client::say_goodbye();
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr std::chrono::seconds attention_span{
-        60};  // who types nothing is idle, whatever we ask by ourselves
+    static constexpr auto attention_span = 60s;  // who types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t most_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin

@@ -656,6 +656,17 @@ TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
     }
 }
 
+// What is asked then, a password say, is not answered with "/quit".
+TEST(ScreenEnd, LeavesAtAQuestion) {
+    for (const std::string question : {"NICK Your name?", "PASS The password?", "NEWPASS A new password?"}) {
+        Led led;
+        led.tell(question);
+        led.type("\x04");
+        EXPECT_EQ(led.process.wait_exit(), 0) << question;
+        EXPECT_TRUE(led.server.expect_closed().empty()) << question;
+    }
+}
+
 TEST(ScreenEnd, StopsAndGoesOn) {
     Server server;
     Launch launch{.args = {"-i"}, .env = {"PS1=shell> ", "NO_COLOR"}};
