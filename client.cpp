@@ -978,11 +978,10 @@ class Client {
 
     // ---- The end, and coming back
 
-    // Who was dropped for being slow may come back. Who was silent for too long may not: the limit would be none.
+    // Whoever was silent for too long may not come back by itself either: the limit would be none.
     void turned_away(const Lock& /*held*/, const Message& message) {
-        const bool slow = message.word == "BYE" && message.fields[0] == "SLOW";
         farewell_ = message.text;
-        dismissed_ = !slow;
+        dismissed_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
