@@ -238,7 +238,9 @@ double Server::resident_kib(bool peak) const {
     return 0;
 }
 
-void Server::ask_to_end() const { kill(pid_, SIGTERM); }
+void Server::ask_to_end() const {
+    if (pid_ > 0) kill(pid_, SIGTERM);  // kill() would take -1 for everybody
+}
 
 bool Server::has_ended() {
     if (pid_ > 0 && waitpid(pid_, nullptr, WNOHANG) == pid_) pid_ = -1;
