@@ -299,10 +299,9 @@ class Postman {
         wakeup_.set();
     }
 
-    // The postman's thread. It lets those go first who have something to say at this moment: then it goes out as well,
-    // with no more calls.
+    // The postman's thread.
     void run() {
-        for (std::this_thread::yield(); pick_up(); std::this_thread::yield()) {
+        while (pick_up()) {
             wait_for_sockets();
             for (Client* client : in_hand_) {
                 if (!client->full) send_some(*client);
