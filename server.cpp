@@ -81,13 +81,13 @@ constexpr auto max_stall = 10s;                     // without any byte taken by
 constexpr std::size_t pause_backlog = 64UL * 1024;  // from here on a client's lines are not read
 constexpr std::size_t max_wrong_tries = 20;         // of a secret, from one address in try_window
 constexpr auto try_window = 60s;
-constexpr auto log_pause = 1s;             // between two lines of the same cause, of those that are turned away
-constexpr std::size_t max_title = 128;     // bytes
-constexpr std::size_t min_password = 8;    // characters
-constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
-constexpr int max_wrong_passwords = 3;     // on one connection
-constexpr auto farewell_limit = 2s;        // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 400ms;     // for all of them, when the server shuts down
+constexpr std::chrono::seconds log_pause{1};  // between two lines of the same cause, of those that are turned away
+constexpr std::size_t max_title = 128;        // bytes
+constexpr std::size_t min_password = 8;       // characters
+constexpr std::size_t max_password = 256;     // bytes: crypt(3) has a limit of its own not far above
+constexpr int max_wrong_passwords = 3;        // on one connection
+constexpr auto farewell_limit = 2s;           // for a client to take its last lines, and as long to close its side
+constexpr auto shutdown_limit = 400ms;        // for all of them, when the server shuts down
 
 // Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
 bool open_standard_descriptors() {
@@ -361,7 +361,7 @@ class Postman {
         poll(polled.data(), polled.size(), !idle ? 0 : waiting.empty() ? forever : a_second);
         wakeup_.clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + 1s;
+        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i]->full = polled[i + 1].revents == 0 && !retry;
     }
 
