@@ -4,7 +4,7 @@
 //
 //   serve()           section 8   a client's own thread waits in recv() and cuts what comes into lines
 //   act_on()          section 7   a line is a command, or something to say
-//   say_in()          section 4   stamps it with the speaker's name, appends it to the queues of all in the room
+//   say_in()          section 4   stamps it with the speaker's name, appends it to what waits for all in the room
 //   Postman::run()    section 3   sends everything that waits for a client in one call
 //
 // One mutex, chat.mutex, guards the list of clients and the rooms. What is done under it touches memory only;
@@ -223,9 +223,11 @@ struct Client {
     std::set<std::string> ignored;           // keys of those whose lines it does not want
     std::string correspondent;               // who sent it the last private message
     std::string outbox;                      // lines that the postman has not picked up
+    std::size_t caught_up = 0;               // bytes of its room's outbox that are in its own, or from before it came
     std::size_t backlog = 0;                 // bytes that wait: in outbox, and unsent in sending
     bool with_postman = false;               // it has the client in hand: the socket must stay open
-    bool ending = false;                     // no line counts from now on, none is queued, and its thread says goodbye
+    std::atomic<bool> ending = false;        // no line counts from now on, none is queued, and its thread says goodbye;
+                                             // the one thing here that may be read without the mutex
     bool abandoned = false;                  // what waits for it will not be sent
     std::string why = "left.";               // of its leaving, for the room
     Clock::time_point heard = since;         // when its last line came
@@ -253,6 +255,7 @@ struct Room {
     std::time_t created;
     std::string owner = {};             // empty: nobody, in public and in the rooms that the server made
     std::vector<Client*> members = {};  // who has been here longest comes first
+    std::string outbox = {};            // lines for all members, which some of them do not have in theirs yet
     std::deque<Said> history = {};
 };
 
@@ -276,21 +279,60 @@ bool is_operator(const Client& client) { return &client == &operator_client; }
 // Cuts off a client that is not worth waiting for. Under shutdown() its own thread leaves recv(), and the postman
 // poll(); the socket stays open until that thread closes it.
 void drop(const Lock& /*held*/, Client& client, std::string_view why) {
-    if (!std::exchange(client.ending, true)) client.why = why;
+    if (!client.ending.exchange(true)) client.why = why;
     client.abandoned = true;
     client.changed.notify_all();
     shutdown(client.socket.get(), SHUT_RDWR);
 }
 
-// Takes what waits in the clients' outboxes and sends it, one call for each client, and never blocks on any of
-// them (promise 2). While it is busy with that, what others say gathers in the outboxes and goes out together.
+// Gives those lines that a client wants to see, of what was said in its room.
+std::string not_ignored(const Client& client, std::string_view lines) {
+    std::string wanted;
+    while (!lines.empty()) {
+        const std::string_view line = lines.substr(0, lines.find('\n') + 1);
+        lines.remove_prefix(line.size());
+        std::string_view rest = line;
+        const std::string_view word = take_word(rest);
+        const bool words_of_one = word == "SAY" || word == "ME";
+        if (!words_of_one || !client.ignored.contains(fold(take_word(rest)))) wanted += line;
+    }
+    return wanted;
+}
+
+// Takes what waits in the outboxes and sends it, one call for each client, and never blocks on any of them (promise 2).
+// While it is busy with that, what others say gathers in the outboxes and goes out together.
 class Postman {
    public:
-    // Tells the postman that there is something in a client's outbox. Any thread. Never blocks.
-    void call(const Lock& /*held*/, Client& client) {
+    // Queues lines, with their ends, for a client. What cannot wait any longer drops the client. Any thread; never
+    // blocks, nor do the next three.
+    void queue(const Lock& lock, Client& client, std::string_view lines) {
+        if (client.ending) return;
+        client.outbox += lines;
+        client.backlog += lines.size();
         if (!std::exchange(client.with_postman, true)) called_.push_back(&client);
-        if (std::exchange(asleep_, false)) wakeup_.set();
+        wake();
+        if (client.backlog > max_backlog) drop(lock, client, "could not keep up: 1 MiB waited.");
     }
+
+    // Queues a line, with its end, for all who are in a room. The postman copies it to their outboxes, many lines at
+    // once: to append each line a hundred times would be most of what it costs.
+    void queue(const Lock& /*held*/, Room& room, std::string_view line) {
+        if (room.outbox.empty()) rooms_.push_back(&room);
+        room.outbox += line;
+        wake();
+    }
+
+    // Copies what a client's room has for it so far: before something is queued for it alone, before it leaves the
+    // room, and before it ignores others than now.
+    void catch_up(const Lock& lock, Client& client) {
+        if (client.room == nullptr || client.caught_up == client.room->outbox.size()) return;
+        const std::string_view lines = std::string_view(client.room->outbox).substr(client.caught_up);
+        client.caught_up = client.room->outbox.size();
+        queue(lock, client, client.ignored.empty() ? lines : not_ignored(client, lines));
+    }
+
+    // For a room that ends.
+    void forget(const Lock& /*held*/, const Room& room) { std::erase(rooms_, &room); }
 
     // Ends run(). After the clients are gone.
     void stop() {
@@ -299,20 +341,37 @@ class Postman {
         wakeup_.set();
     }
 
-    // The postman's thread.
+    // The postman's thread. After a round it rests for a third of the time that the round took: so those who answer
+    // what they have just got are all in the next round, and not each in one of its own. (A send() costs the same
+    // however many lines it carries. A quiet room does not notice.)
     void run() {
         while (pick_up()) {
             wait_for_sockets();
+            round_ = Clock::now();
             for (Client* client : in_hand_) {
                 if (!client->full) send_some(*client);
             }
+            if (!in_hand_.empty()) std::this_thread::sleep_for((Clock::now() - round_) / 3);
         }
     }
 
    private:
-    // Takes in hand who called, lets go whom nothing waits for, and fetches the others' lines. False: stop.
+    void wake() {
+        if (std::exchange(asleep_, false)) wakeup_.set();
+    }
+
+    // Takes in hand for whom there is something, lets go whom nothing waits for, and fetches the others' lines. False:
+    // stop.
     bool pick_up() {
         const Lock lock(chat.mutex);
+        for (Room* room : rooms_) {
+            for (Client* member : room->members) {
+                catch_up(lock, *member);
+                member->caught_up = 0;
+            }
+            room->outbox.clear();
+        }
+        rooms_.clear();
         in_hand_.insert(in_hand_.end(), called_.begin(), called_.end());
         called_.clear();
         std::erase_if(in_hand_, [&](Client* client) {
@@ -325,8 +384,8 @@ class Postman {
         return !stopping_;
     }
 
-    static void refill(const Lock& lock, Client& client) {
-        if (client.full && Clock::now() - client.progress > max_stall) {
+    void refill(const Lock& lock, Client& client) {
+        if (client.full && round_ - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
         if (client.broken) drop(lock, client, "lost the connection.");
@@ -339,7 +398,7 @@ class Postman {
             client.sent = 0;
             client.sending.clear();
             client.sending.swap(client.outbox);
-            client.progress = Clock::now();
+            client.progress = round_;
         }
         client.backlog = client.outbox.size() + client.sending.size() - client.sent;
     }
@@ -365,12 +424,12 @@ class Postman {
         for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i]->full = polled[i + 1].revents == 0 && !retry;
     }
 
-    static void send_some(Client& client) {
+    void send_some(Client& client) {
         const std::string_view rest = std::string_view(client.sending).substr(client.sent);
         const ssize_t taken = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
         if (taken >= 0) {
             client.sent += static_cast<std::size_t>(taken);
-            client.progress = Clock::now();
+            client.progress = round_;
         } else if (errno == EAGAIN) {
             client.full = true;
         } else if (errno != EINTR) {
@@ -378,10 +437,12 @@ class Postman {
         }
     }
 
-    std::vector<Client*> called_;  // guarded by chat.mutex, as are asleep_ and stopping_
-    bool asleep_ = false;          // nothing can be sent: call() has to wake it
+    std::vector<Client*> called_;  // who is to be taken in hand; guarded by chat.mutex, as are the next three
+    std::vector<Room*> rooms_;     // whose outboxes are not empty
+    bool asleep_ = false;          // nothing can be sent: see wake()
     bool stopping_ = false;
-    std::vector<Client*> in_hand_;  // only the postman, as is retry_
+    std::vector<Client*> in_hand_;  // only the postman, as are the next two
+    Clock::time_point round_;       // when sending began: a clock is read once for all clients
     Clock::time_point retry_;       // when full sockets are tried again
     Wakeup wakeup_;
 };
@@ -391,8 +452,9 @@ Postman postman;
 // ---------------------------------------------------------------------------------------------------------
 // 4. Rooms, and what is said in them
 //
-// To say something to a room is to append it to its members' outboxes, in one go under the mutex: so everyone sees
-// the same lines in the same order, the speaker included (promise 1). Any thread may call these; none blocks.
+// To say something to a room is to append it to the room's outbox, under the mutex, from where all members get it: so
+// everyone sees the same lines in the same order, the speaker included (promise 1). Any thread may call these; none
+// blocks.
 
 // Gives its parts as one text.
 template <typename... Parts>
@@ -417,14 +479,11 @@ void show_operator(std::string_view line) {
     server_log.add("-", concat(from, " -> ", to, ": ", line));
 }
 
-// Appends a line, without its end, to what waits for a client. What cannot wait any longer drops the client.
+// Tells a client a line, which is given without its end.
 void post(const Lock& lock, Client& to, std::string_view line) {
     if (is_operator(to)) return show_operator(line);
-    if (to.ending) return;
-    (to.outbox += line) += '\n';
-    to.backlog += line.size() + 1;
-    postman.call(lock, to);
-    if (to.backlog > max_backlog) drop(lock, to, "could not keep up: 1 MiB waited.");
+    postman.catch_up(lock, to);
+    postman.queue(lock, to, concat(line, "\n"));
 }
 
 template <typename... Parts>
@@ -438,17 +497,15 @@ void error(const Lock& lock, Client& to, const Parts&... parts) {
 }
 
 // Tells a room's members what happened, and the log.
-void announce(const Lock& lock, const Room& room, std::string_view word, std::string_view name, std::string_view text) {
-    for (Client* member : room.members) post(lock, *member, concat(word, " ", name, " ", text));
+void announce(const Lock& lock, Room& room, std::string_view word, std::string_view name, std::string_view text) {
+    postman.queue(lock, room, concat(word, " ", name, " ", text, "\n"));
     server_log.add(room.name, concat("-- ", name, " ", text));
 }
 
 // Says something in a room in a client's name; word is SAY or ME.
 void say_in(const Lock& lock, Room& room, const Client& from, std::string_view word, std::string_view text) {
     const std::string line = concat(word, " ", from.name, " ", text);
-    for (Client* member : room.members) {
-        if (!member->ignored.contains(from.key)) post(lock, *member, line);
-    }
+    postman.queue(lock, room, concat(line, "\n"));
     room.history.push_back({from.key, concat("PAST ", utc_time(std::time(nullptr)), " ", line)});
     if (room.history.size() > history_lines) room.history.pop_front();
 }
@@ -470,6 +527,7 @@ void enter(const Lock& lock, Client& client, Room& room) {
     announce(lock, room, "JOIN", client.name, "joined.");
     room.members.push_back(&client);
     client.room = &room;
+    client.caught_up = room.outbox.size();
     const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
     post(lock, client,
          concat("ROOM ", room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"), " You are in ",
@@ -481,7 +539,8 @@ void enter(const Lock& lock, Client& client, Room& room) {
     }
 }
 
-void end_room(Room& room) {
+void end_room(const Lock& lock, Room& room) {
+    postman.forget(lock, room);
     server_log.add(room.name, "-- the room has ended.");
     chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
 }
@@ -489,12 +548,13 @@ void end_room(Room& room) {
 // A room that was made by a client ends with its last member. If its owner leaves before that, the member who has
 // been there longest owns it.
 void leave(const Lock& lock, Client& client, std::string_view why) {
+    postman.catch_up(lock, client);
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
     if (why.empty()) return;  // the shutdown, which takes everybody
     announce(lock, room, "LEAVE", client.name, why);
     if (room.owner != client.name) return;
-    if (room.members.empty()) return end_room(room);
+    if (room.members.empty()) return end_room(lock, room);
     room.owner = room.members.front()->name;
     announce(lock, room, "OWNER", room.owner, "owns the room now.");
 }
@@ -507,7 +567,7 @@ void move(const Lock& lock, Client& client, Room& to, std::string_view why) {
 // Ends a client's connection, by its own thread: last_line is the last that it is sent, `why` is for its room.
 void farewell(const Lock& lock, Client& client, std::string_view last_line, std::string_view why) {
     post(lock, client, last_line);
-    if (std::exchange(client.ending, true)) return;
+    if (client.ending.exchange(true)) return;
     client.why = why;
     client.changed.notify_all();
 }
@@ -822,6 +882,7 @@ void reply(Lock& lock, Client& user, Words rest) {
 }
 
 void ignore(Lock& lock, Client& user, Words rest) {
+    postman.catch_up(lock, user);
     if (user.ignored.erase(fold(rest)) > 0) return info(lock, user, "You hear ", rest, " again.");
     const Client* target = find(lock, user, rest);
     if (target == nullptr) return;
@@ -935,7 +996,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, Words done) {
         info(lock, *member, "The room was ", done, " by ", by.name, ".");
         enter(lock, *member, public_room());
     }
-    if (!room.owner.empty()) end_room(room);
+    if (!room.owner.empty()) end_room(lock, room);
 }
 
 void shut_down(const Client& user) {
@@ -1222,17 +1283,13 @@ bool wait_turn(Client& client) {
         const auto now = Clock::now();
         client.turn = std::max(client.turn, now) + interval;
         const auto allowed = client.turn - burst * interval;
-        if (allowed > now) client.changed.wait_until(lock, allowed, [&] { return client.ending; });
+        if (allowed > now) client.changed.wait_until(lock, allowed, [&] { return client.ending.load(); });
     }
+    postman.catch_up(lock, client);  // what it has said itself counts, too
     client.changed.wait(lock, [&] { return client.ending || client.backlog < pause_backlog; });
     client.heard = Clock::now();
     client.warned = false;
     return !client.ending;
-}
-
-bool has_ended(const Client& client) {
-    const Lock lock(chat.mutex);
-    return client.ending;
 }
 
 // Gives the client's next line, cleaned, or nothing at the end. Blocks until there is one.
@@ -1246,7 +1303,7 @@ std::optional<std::string> read_line(Client& client) {
             tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
             continue;
         }
-        if (has_ended(client)) return std::nullopt;  // by what its last line did
+        if (client.ending) return std::nullopt;  // by what its last line did
         if (!open) break;
         std::array<char, 2048> bytes{};
         const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
@@ -1279,7 +1336,7 @@ bool prove(Client& client, Words question, Judge judge) {
         const std::optional<std::string> given = read_line(client);
         if (!given) return false;
         const Words problem = judge(*given);
-        if (problem.empty()) return !has_ended(client);  // at the end of a connection nothing is looked at
+        if (problem.empty()) return !client.ending;  // at the end of a connection nothing is looked at
         tell_error(client, problem);
     }
     const bool logged_in = !client.name.empty();  // this is /password
@@ -1303,7 +1360,7 @@ auto hash_in_turn(Client& client, Work work) {
         const Lock lock(chat.mutex);
         if (client.hashing && !hashing) client.since += Clock::now() - began;
         client.hashing = hashing;
-        return client.ending;
+        return client.ending.load();
     };
     note(true);
     const Lock in_turn(turn);
@@ -1551,6 +1608,7 @@ void return_memory() {
             client->outbox.shrink_to_fit();
             client->sending.shrink_to_fit();
         }
+        for (Room& room : chat.rooms) room.outbox.shrink_to_fit();
     }
 #ifdef __GLIBC__
     malloc_trim(0);

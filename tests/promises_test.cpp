@@ -149,6 +149,49 @@ TEST(SameOrder, HoldsForWhoComesLater) {
     EXPECT_EQ(past, Strings(said.end() - 50, said.end()));
 }
 
+// Promise 1: what is said to a room and what is sent to one alone keep their order, though they wait in two places.
+TEST(SameOrder, HoldsForRoomAndPrivateLines) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob");
+    alice.expect("JOIN bob");
+    std::string sent;
+    Strings wanted;
+    for (int i = 0; i < 100; ++i) {
+        sent += "to all\n/msg bob to you\n";
+        wanted.insert(wanted.end(), {"SAY alice to all", "MSG alice bob to you"});
+    }
+    alice.send_raw(sent);
+    EXPECT_EQ(alice.lines_until_echo(), wanted);
+    EXPECT_EQ(bob.lines_until_echo(), wanted);
+}
+
+// Promise 1: who goes from room to room sees all that it says, and so do the others; who ignores somebody, too.
+TEST(SameOrder, HoldsForWhoGoesAndWhoIgnores) {
+    Server server({.args = {"--rooms", "den"}});
+    Peer carol(server.port(), "carol"), alice(server.port(), "alice"), bob(server.port(), "bob");
+    carol.expect("JOIN bob");
+    carol.send_line("/ignore bob");
+    carol.expect("INFO");
+    std::string sent;
+    Strings alices, others;
+    for (int i = 0; i < 100; ++i) {
+        sent += "/join den\nhere\n/leave\nback\n";
+        alices.insert(alices.end(), {"SAY alice here", "SAY alice back"});
+        others.insert(others.end(), {"LEAVE alice left for another room.", "JOIN alice joined.", "SAY alice back"});
+    }
+    alice.send_raw(sent + "the end\n");
+    bob.send_raw(numbered("not for carol", 300));
+    EXPECT_EQ(carol.lines_until("SAY alice the end"), others);
+    Strings said = alice.lines_until("SAY alice the end");
+    std::erase_if(said, [](const std::string& line) { return !line.starts_with("SAY alice"); });
+    EXPECT_EQ(said, alices);
+    Strings seen = bob.lines_until("SAY alice the end");
+    std::erase_if(seen, [](const std::string& line) { return line.starts_with("SAY bob"); });
+    EXPECT_EQ(seen, others);
+    bob.send_line("/join den");
+    EXPECT_EQ(carol.lines_until("LEAVE bob"), Strings{});
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Promise 2: nobody waits for anybody
 
