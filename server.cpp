@@ -319,6 +319,7 @@ class Postman {
     void queue(const Lock& /*held*/, Room& room, std::string_view line) {
         if (room.outbox.empty()) rooms_.push_back(&room);
         room.outbox += line;
+        ++said_;
         wake();
     }
 
@@ -341,9 +342,9 @@ class Postman {
         wakeup_.set();
     }
 
-    // The postman's thread. After a round it rests for a third of the time that the round took: so those who answer
-    // what they have just got are all in the next round, and not each in one of its own. (A send() costs the same
-    // however many lines it carries. A quiet room does not notice.)
+    // The postman's thread. After a round that brought more than one line, it rests for a third of the time that the
+    // round took: so those who answer what they have just got are all in the next round, and not each in one of its
+    // own. (A send() costs the same however many lines it carries.)
     void run() {
         while (pick_up()) {
             wait_for_sockets();
@@ -351,7 +352,7 @@ class Postman {
             for (Client* client : in_hand_) {
                 if (!client->full) send_some(*client);
             }
-            if (!in_hand_.empty()) std::this_thread::sleep_for((Clock::now() - round_) / 3);
+            if (several_talk_) std::this_thread::sleep_for((Clock::now() - round_) / 3);
         }
     }
 
@@ -372,6 +373,7 @@ class Postman {
             room->outbox.clear();
         }
         rooms_.clear();
+        several_talk_ = std::exchange(said_, 0) > 1;
         in_hand_.insert(in_hand_.end(), called_.begin(), called_.end());
         called_.clear();
         std::erase_if(in_hand_, [&](Client* client) {
@@ -437,13 +439,15 @@ class Postman {
         }
     }
 
-    std::vector<Client*> called_;  // who is to be taken in hand; guarded by chat.mutex, as are the next three
+    std::vector<Client*> called_;  // who is to be taken in hand; guarded by chat.mutex, as are the next four
     std::vector<Room*> rooms_;     // whose outboxes are not empty
+    int said_ = 0;                 // lines that came into them since the last round
     bool asleep_ = false;          // nothing can be sent: see wake()
     bool stopping_ = false;
-    std::vector<Client*> in_hand_;  // only the postman, as are the next two
-    Clock::time_point round_;       // when sending began: a clock is read once for all clients
-    Clock::time_point retry_;       // when full sockets are tried again
+    std::vector<Client*> in_hand_;  // only the postman, as are the next three
+    bool several_talk_ = false;
+    Clock::time_point round_;  // when sending began: a clock is read once for all clients
+    Clock::time_point retry_;  // when full sockets are tried again
     Wakeup wakeup_;
 };
 

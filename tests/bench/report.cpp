@@ -157,11 +157,11 @@ class Goals {
    public:
     Goals(std::ostream& out, const std::vector<Section>& sections) : out_(out), sections_(sections) {}
 
-    // The figure of ours, or what it is divided by that of another.
+    // A figure of ours, divided by that of another if both were measured; or as it is.
     void ratio(const std::string& key, const std::string& figure, const char* other, double least, double most) {
         const Section* section = find(key);
-        if (section != nullptr)
-            tell(*section, figure + " to " + other, section->ratio(figure, ours, other), least, most);
+        const double is = section == nullptr ? 0 : section->ratio(figure, ours, other);
+        if (is > 0) tell(*section, figure + " to " + other, is, least, most);
     }
     void figure(const std::string& key, const std::string& figure, double least, double most) {
         const Section* section = find(key);
@@ -184,7 +184,6 @@ class Goals {
         return found == sections_.end() ? nullptr : &*found;
     }
     void tell(const Section& section, const std::string& what, double is, double least, double most) {
-        if (is == 0 && least > 0) return;  // not measured
         out_ << "| " << section.title << " | " << what << " | ";
         out_ << (least > 0 ? "at least " + number(least, 2) : "at most " + number(most, 2)) << " | " << number(is, 2);
         out_ << " | " << (is >= least && is <= most ? "yes" : "**no**") << " |\n";
