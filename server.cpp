@@ -227,7 +227,7 @@ struct Client {
     std::size_t backlog = 0;                 // bytes that wait: in outbox, and unsent in sending
     bool with_postman = false;               // it has the client in hand: the socket must stay open
     std::atomic<bool> ending = false;        // no line counts from now on, none is queued, and its thread says goodbye;
-                                             // the one thing here that may be read without the mutex
+                                             // may be read without the mutex
     bool abandoned = false;                  // what waits for it will not be sent
     std::string why = "left.";               // of its leaving, for the room
     Clock::time_point heard = since;         // when its last line came
@@ -307,11 +307,11 @@ class Postman {
     // blocks, nor do the next three.
     void queue(const Lock& lock, Client& client, std::string_view lines) {
         if (client.ending) return;
-        client.outbox += lines;
         client.backlog += lines.size();
+        if (client.backlog > max_backlog) return drop(lock, client, "could not keep up: 1 MiB waited.");
+        client.outbox += lines;
         if (!std::exchange(client.with_postman, true)) called_.push_back(&client);
         wake();
-        if (client.backlog > max_backlog) drop(lock, client, "could not keep up: 1 MiB waited.");
     }
 
     // Queues a line, with its end, for all who are in a room. The postman copies it to their outboxes, many lines at
@@ -324,7 +324,7 @@ class Postman {
     }
 
     // Copies what a client's room has for it so far: before something is queued for it alone, before it leaves the
-    // room, and before it ignores others than now.
+    // room, before it ignores others than now, and before its backlog is looked at.
     void catch_up(const Lock& lock, Client& client) {
         if (client.room == nullptr || client.caught_up == client.room->outbox.size()) return;
         const std::string_view lines = std::string_view(client.room->outbox).substr(client.caught_up);
@@ -334,6 +334,11 @@ class Postman {
 
     // For a room that ends.
     void forget(const Lock& /*held*/, const Room& room) { std::erase(rooms_, &room); }
+
+    // Waits until nothing is left that the sockets take, or the time is over. Not the postman's own thread.
+    void drain(Lock& lock, Clock::duration limit) {
+        idle_.wait_for(lock, limit, [&] { return asleep_; });
+    }
 
     // Ends run(). After the clients are gone.
     void stop() {
@@ -352,11 +357,14 @@ class Postman {
             for (Client* client : in_hand_) {
                 if (!client->full) send_some(*client);
             }
-            if (several_talk_) std::this_thread::sleep_for((Clock::now() - round_) / 3);
+            const auto rest = (Clock::now() - round_) / 3;
+            if (several_talk_) std::this_thread::sleep_for(std::min<Clock::duration>(rest, max_rest));
         }
     }
 
    private:
+    static constexpr auto max_rest = 20ms;  // for the process may have been stopped in the middle of a round
+
     void wake() {
         if (std::exchange(asleep_, false)) wakeup_.set();
     }
@@ -383,10 +391,11 @@ class Postman {
             return !client->with_postman;
         });
         asleep_ = std::all_of(in_hand_.begin(), in_hand_.end(), [](const Client* client) { return client->full; });
+        if (asleep_) idle_.notify_all();
         return !stopping_;
     }
 
-    void refill(const Lock& lock, Client& client) {
+    void refill(const Lock& lock, Client& client) const {
         if (client.full && round_ - client.progress > max_stall) {
             drop(lock, client, "took nothing of what was sent for 10 seconds.");
         }
@@ -426,7 +435,7 @@ class Postman {
         for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i]->full = polled[i + 1].revents == 0 && !retry;
     }
 
-    void send_some(Client& client) {
+    void send_some(Client& client) const {
         const std::string_view rest = std::string_view(client.sending).substr(client.sent);
         const ssize_t taken = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
         if (taken >= 0) {
@@ -444,9 +453,10 @@ class Postman {
     int said_ = 0;                 // lines that came into them since the last round
     bool asleep_ = false;          // nothing can be sent: see wake()
     bool stopping_ = false;
+    std::condition_variable idle_;  // asleep_ has become true
     std::vector<Client*> in_hand_;  // only the postman, as are the next three
     bool several_talk_ = false;
-    Clock::time_point round_;  // when sending began: a clock is read once for all clients
+    Clock::time_point round_;  // when the last round began: a clock read for each client would take a tenth of its time
     Clock::time_point retry_;  // when full sockets are tried again
     Wakeup wakeup_;
 };
@@ -577,7 +587,7 @@ void farewell(const Lock& lock, Client& client, std::string_view last_line, std:
 }
 
 // The same from any thread, for under shutdown() the client's own thread leaves recv() (promise 4). Who is ending has
-// left it already, and hang_up() may need the socket as it is.
+// left it already, and hang_up() may need the socket as it is (until the server stops: then it waits for nothing).
 void put_off(const Lock& lock, Client& client, std::string_view last_line, std::string_view why) {
     if (client.ending) return;
     farewell(lock, client, last_line, why);
@@ -1602,8 +1612,8 @@ void end_idle() {
     }
 }
 
-// Gives back the memory of the queues of clients at rest, and to the system what free() has kept: while thousands log
-// in, half a gigabyte waits for them. (The queues of those who are busy would only have to grow again.)
+// Gives back the memory of the queues of clients and rooms at rest, and to the system what free() has kept: while
+// thousands log in, half a gigabyte waits for them. (The queues of those who are busy would only have to grow again.)
 void return_memory() {
     {
         const Lock lock(chat.mutex);
@@ -1612,7 +1622,9 @@ void return_memory() {
             client->outbox.shrink_to_fit();
             client->sending.shrink_to_fit();
         }
-        for (Room& room : chat.rooms) room.outbox.shrink_to_fit();
+        for (Room& room : chat.rooms) {
+            if (room.outbox.empty()) room.outbox.shrink_to_fit();
+        }
     }
 #ifdef __GLIBC__
     malloc_trim(0);
@@ -1976,14 +1988,15 @@ void handle_signals() {
     for (const int number : {SIGPIPE, SIGHUP, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
 }
 
-// Tells everyone, waits until they have it, and joins their threads: within shutdown_limit and a little.
+// Tells everyone, waits until they have it, and joins their threads: within twice the shutdown_limit and a little. The
+// threads stay in recv() until the postman is done, for they would all be in its way to the mutex.
 void end_clients() {
     std::unordered_map<std::thread::id, std::thread> threads;
     {
         Lock lock(chat.mutex);
-        for (Client* client : chat.clients) {
-            put_off(lock, *client, "BYE SHUTDOWN The server shuts down.", "");
-        }
+        for (Client* client : chat.clients) farewell(lock, *client, "BYE SHUTDOWN The server shuts down.", "");
+        postman.drain(lock, shutdown_limit);
+        for (Client* client : chat.clients) shutdown(client->socket.get(), SHUT_RD);
         chat.empty.wait_for(lock, shutdown_limit, [] { return chat.clients.empty(); });
         for (Client* client : chat.clients) drop(lock, *client, "");
         threads.swap(chat.threads);
