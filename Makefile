@@ -136,7 +136,7 @@ $(B)/tests/bench/bench $(B)/tests/bench/limits:
 	$(Q)$(LINK) $^ -o $@
 
 # The figure that is in the documentation is that of a whole run.
-bench: $(SERVER) $(B)/tests/bench/bench $(B)/tests/bench/limits  ## compare with other servers: 15 minutes (QUICK=1: one)
+bench: $(SERVER) $(B)/tests/bench/bench $(B)/tests/bench/limits  ## compare with other servers: 12 minutes (QUICK=1: three)
 	@mkdir -p docs/images
 	@$(B)/tests/bench/bench ./$(SERVER) $(B)/tests/bench/limits $(B)/tests/bench $(if $(QUICK),quick) $(WORKLOAD)
 	$(if $(QUICK)$(WORKLOAD),,@cp $(B)/tests/bench/performance.svg docs/images/)
