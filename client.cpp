@@ -225,8 +225,6 @@ struct Target {
 class Connection {
    public:
     explicit Connection(Fd socket) : socket_(std::move(socket)) {}
-    Connection(const Connection&) = delete;
-    Connection& operator=(const Connection&) = delete;
     virtual ~Connection() = default;
 
     // Returns the lines that have come, cleaned: the server is not trusted to have done it (promise 3). None: the
@@ -239,7 +237,7 @@ class Connection {
 
     // Returns how many bytes the kernel has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
     // connection that is broken takes everything; it is the reader that finds out.
-    [[nodiscard]] std::size_t send_text(std::string_view text, int flags) const {
+    std::size_t send_text(std::string_view text, int flags) const {
         std::size_t sent = 0;
         while (sent < text.size()) {
             const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
@@ -250,7 +248,7 @@ class Connection {
         return sent;
     }
 
-    [[nodiscard]] int fd() const { return socket_.get(); }
+    int fd() const { return socket_.get(); }
 
     // Any thread: the other's receive() or send_text() ends. The socket is closed when nobody uses it any more.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
@@ -394,7 +392,7 @@ struct Message {
     }
 
     // Returns what it looks like to a person.
-    [[nodiscard]] Entry entry() const {
+    Entry entry() const {
         Entry entry{time, form->style, form->look.starts_with("%1") ? fields[0].size() : 0};
         for (std::size_t i = 0; i < form->look.size(); ++i) {
             if (form->look[i] != '%') {
@@ -438,8 +436,6 @@ class Client {
     // Connects: blocks and throws as open_connection() does. name: to log in with; none: the person is asked.
     Client(Target target, std::optional<std::string> name)
         : target_(std::move(target)), server_(open_connection(target_, stop_, true)), name_to_send_(std::move(name)) {}
-    Client(const Client&) = delete;
-    Client& operator=(const Client&) = delete;
     virtual ~Client() = default;
 
     // Starts both threads. Blocks until the chat is over, and returns the exit status.
@@ -464,7 +460,7 @@ class Client {
     virtual void print_end() {   // both threads have ended
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    [[nodiscard]] virtual bool output_works() const { return true; }
+    virtual bool output_works() const { return true; }
 
     // The writer: waits until something holds; false if the chat is over before. Locks.
     template <typename Condition>
@@ -770,7 +766,7 @@ class PlainClient : public Client {
         set_terminal(question_ >= Question::password ? typing_hidden : original);
     }
 
-    [[nodiscard]] bool output_works() const override { return static_cast<bool>(std::cout); }
+    bool output_works() const override { return static_cast<bool>(std::cout); }
 
     void write() override {
         for (bool more = true; more && wait_until([this] { return logged_in_ || question_ != Question::none; });) {
@@ -905,13 +901,8 @@ struct Typed {
     int row = 0, column = 0;  // of a click
 };
 
-struct Sequence {
-    std::string_view bytes;
-    Key key;
-};
-
 // clang-format off
-constexpr Sequence sequences[] = {
+constexpr std::pair<std::string_view, Key> sequences[] = {
     {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
     {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
     {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
@@ -934,7 +925,7 @@ class Keys {
     void add(std::string_view bytes) { bytes_ += bytes; }
 
     // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
-    [[nodiscard]] bool unfinished() const { return !bytes_.empty(); }
+    bool unfinished() const { return !bytes_.empty(); }
 
     // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
@@ -953,7 +944,7 @@ class Keys {
     static constexpr std::size_t longest_paste = 1024UL * 1024;
 
     // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
-    [[nodiscard]] std::size_t key_length() const {
+    std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
         if (is_control(bytes_[0])) return 1;
         std::size_t end = 0;
@@ -968,7 +959,7 @@ class Keys {
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
     // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
-    [[nodiscard]] std::size_t sequence_length() const {
+    std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
         if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
         if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
@@ -982,8 +973,8 @@ class Keys {
         if (!is_control(bytes[0])) return {Key::text, bytes};
         if (bytes.starts_with("\33[<")) return mouse(bytes);
         const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
-                                         [&](const Sequence& sequence) { return sequence.bytes == bytes; });
-        return {found == std::end(sequences) ? Key::unknown : found->key};
+                                         [&](const auto& sequence) { return sequence.first == bytes; });
+        return {found == std::end(sequences) ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
@@ -1011,8 +1002,8 @@ class Keys {
 
 class Editor {
    public:
-    [[nodiscard]] const std::string& text() const { return text_; }
-    [[nodiscard]] std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
+    const std::string& text() const { return text_; }
+    std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
     // Puts text in at the cursor; false if the line would become longer than a line may be.
     bool insert(std::string_view bytes) {
@@ -1077,24 +1068,24 @@ class Editor {
         move_to(from);
     }
 
-    [[nodiscard]] std::size_t left() const {
+    std::size_t left() const {
         std::size_t before = 0;
         for (std::size_t at = 0; at < cursor_; at += grapheme(std::string_view(text_).substr(at))) before = at;
         return before;
     }
 
-    [[nodiscard]] std::size_t right() const {
+    std::size_t right() const {
         return cursor_ == text_.size() ? cursor_ : cursor_ + grapheme(std::string_view(text_).substr(cursor_));
     }
 
-    [[nodiscard]] std::size_t word_left() const {
+    std::size_t word_left() const {
         std::size_t at = cursor_;
         while (at > 0 && text_[at - 1] == ' ') --at;
         while (at > 0 && text_[at - 1] != ' ') --at;
         return at;
     }
 
-    [[nodiscard]] std::size_t word_right() const {
+    std::size_t word_right() const {
         const std::size_t word = std::min(text_.find_first_not_of(' ', cursor_), text_.size());
         return std::min(text_.find(' ', word), text_.size());
     }
@@ -1305,16 +1296,16 @@ class Scrollback {
         }
     }
 
-    [[nodiscard]] bool follows() const { return !bottom_; }
+    bool follows() const { return !bottom_; }
     void follow() { bottom_.reset(); }
 
     // The next line that is added will be the first one unread.
     void mark() { mark_ = first_ + entries_.size(); }
     void unmark() { mark_.reset(); }
-    [[nodiscard]] bool marked() const { return mark_.has_value(); }
+    bool marked() const { return mark_.has_value(); }
 
     // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
-    [[nodiscard]] std::vector<Row> rows(int height, int columns) const {
+    std::vector<Row> rows(int height, int columns) const {
         std::vector<Row> all;  // the lowest one first
         const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
         for (std::size_t number = bottom.number + 1;
@@ -1353,11 +1344,11 @@ class Scrollback {
         long hidden;         // how many of its rows are below the window
     };
 
-    [[nodiscard]] std::size_t last() const { return first_ + entries_.size() - 1; }
-    [[nodiscard]] const Entry& at(std::size_t number) const { return entries_[number - first_]; }
+    std::size_t last() const { return first_ + entries_.size() - 1; }
+    const Entry& at(std::size_t number) const { return entries_[number - first_]; }
 
     // Returns a line as it is shown: with a rule above it where the day changes, or where somebody left off.
-    [[nodiscard]] std::vector<Row> rows_of(std::size_t number, int columns) const {
+    std::vector<Row> rows_of(std::size_t number, int columns) const {
         const Entry& entry = at(number);
         const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
         std::vector<Row> rows;
@@ -1389,9 +1380,9 @@ class Scrollback {
 // ---------------------------------------------------------------------------------------------------------
 // 10. The full-screen form
 //
-// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which is typed, or a
-// question is answered. Each change paints everything anew. A click on something that can be clicked is the same as the
-// key that stands on it.
+// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
+// answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
+// key that is named on it. As in the client, all is called with the mutex held, except what says that it locks it.
 
 enum class View { chat, rooms, info };
 
@@ -1406,13 +1397,13 @@ Keys
   Tab                    completes a command, a name or a room; again: the next one
   Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
   Alt-B, Alt-F           a word back, a word forward
-  Ctrl-L                 draws the screen anew
+  Ctrl-L                 redraws the screen
   Ctrl-Z, Ctrl-C         stops the client until fg; ends it
-  Shift and the mouse    marks text, as elsewhere
+  Shift and the mouse    selects text, as elsewhere
 
 In the list of rooms
   arrows, Enter          choose a room, and go there; so does a double click
-  c  r  i  x             create a room; list them anew; this page; shut the server down with its exit code
+  c  r  i  x             create a room; list them again; this page; shut the server down with its exit code
 
 Commands
   /help /who /rooms /time /quote       /help COMMAND explains one
@@ -1420,13 +1411,14 @@ Commands
   /me TEXT   /echo TEXT   /ignore NAME
   /create ROOM CODE   /join ROOM CODE   /leave
   /password   /quit   /exit   /shutdown CODE
-Who owns a room: /kick NAME   /close
+The owner of a room: /kick NAME   /close
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
 Marks: -- is a notice, !! says that something was wrong, * what somebody does, a -> b: a message in private.)";
 
 class ScreenClient : public Client {
    public:
+    // As Client(). bell_when: all, mention, private or off. The terminal is changed only when write() begins.
     ScreenClient(Target target, std::optional<std::string> name, std::string bell_when, bool colors)
         : Client(std::move(target), std::move(name)), bell_when_(std::move(bell_when)), display_(colors) {
         screen_signal = &signal_;
@@ -1434,9 +1426,9 @@ class ScreenClient : public Client {
     }
 
    private:
-    // A place that can be clicked: it stands for a key, or for a room in the list.
+    // It stands for a key, or for a room in the list.
     struct ClickTarget {
-        int row, from, to;
+        int row, from, to;  // columns
         Typed key;
         std::optional<long> room = {};
     };
@@ -1463,7 +1455,7 @@ class ScreenClient : public Client {
     }
 
     // Returns whether somebody else says something now.
-    [[nodiscard]] bool is_news(const Message& message) const {
+    bool is_news(const Message& message) const {
         const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
         return speech && !message.past && !same_name(message.fields[0], name_);
     }
@@ -1483,20 +1475,19 @@ class ScreenClient : public Client {
         last_bell_ = Clock::now();
     }
 
-    // Whether the name stands there as a word of its own.
+    // Returns whether a name stands in a text as a word of its own.
     static bool has_word(std::string_view text, std::string_view name) {
-        const std::string folded = fold(text), wanted = fold(name);
-        const auto is_part = [&](std::size_t i) {
-            return i < folded.size() && (is_letter(folded[i]) || is_digit(folded[i]));
-        };
-        for (std::size_t at = 0; !wanted.empty() && (at = folded.find(wanted, at)) != std::string::npos; ++at) {
-            if ((at == 0 || !is_part(at - 1)) && !is_part(at + wanted.size())) return true;
+        std::string word;
+        for (const char c : std::string(text) + ' ') {
+            const bool part = is_letter(c) || is_digit(c);
+            if (!part && !word.empty() && same_name(word, name)) return true;
+            word = part ? word + c : "";
         }
         return false;
     }
 
     // The person does not see what comes.
-    [[nodiscard]] bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
+    bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
         if (terminal_mode == whole_screen) draw();
@@ -1504,40 +1495,39 @@ class ScreenClient : public Client {
 
     // ---- What is typed (the writer)
 
+    // Locks.
     void write() override {
         Lock lock(mutex_);
         set_terminal(whole_screen);
         while (!ended_) {
             draw();
-            const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            const int limit = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
             lock.unlock();
-            const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
+            const bool timeout = !wait(limit, flush(MSG_DONTWAIT));
             lock.lock();
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
     }
 
-    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over.
+    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over. Locks.
     bool wait(int limit, const std::shared_ptr<Connection>& full) {
         std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
                                       {signal_.fd(), POLLIN, 0},
                                       {stop_.fd(), POLLIN, 0},
                                       {full ? full->fd() : -1, POLLOUT, 0}}};
-        const int ready = poll(polled.data(), polled.size(), limit);
+        const int ready = poll_any(polled, limit);
         if (ready <= 0) return ready < 0;
+        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
+        const Lock lock(mutex_);
         if (polled[1].revents != 0) handle_screen_signal();
-        if (polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO)) {
-            const Lock lock(mutex_);
-            end_chat("the terminal is gone");
-        }
+        if (gone) end_chat("the terminal is gone");
         return true;
     }
 
     // After a signal the terminal may have another size, or have been somebody else's for a while.
     void handle_screen_signal() {
         signal_.clear();
-        const Lock lock(mutex_);
         display_.invalidate();
     }
 
@@ -1563,8 +1553,8 @@ class ScreenClient : public Client {
     }
 
     void click(const Typed& typed) {
-        const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& spot) {
-            return spot.row == typed.row && spot.from <= typed.column && typed.column < spot.to;
+        const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
+            return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
         });
         if (hit == targets_.end()) return;
         if (!hit->room) return press(Typed(hit->key));
@@ -1580,8 +1570,8 @@ class ScreenClient : public Client {
         if (view == View::rooms) list_rooms();
     }
 
-    // Says how many rows down a key goes, in whatever is shown; up is negative.
-    [[nodiscard]] long rows_down(Key key) const {
+    // Returns how many rows down a key goes, in whatever is shown; up is negative.
+    long rows_down(Key key) const {
         switch (key) {
             case Key::up: return -1;
             case Key::down: return 1;
@@ -1597,7 +1587,7 @@ class ScreenClient : public Client {
 
     // ---- The chat, and the line
 
-    [[nodiscard]] bool is_asked() const { return question_ != Question::none || prompt_; }
+    bool is_asked() const { return question_ != Question::none || prompt_; }
 
     void press_in_line(const Typed& typed, Editor& editor) {
         switch (typed.key) {
@@ -1683,7 +1673,7 @@ class ScreenClient : public Client {
     }
 
     // Returns all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
-    [[nodiscard]] std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
+    std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
         if (at_start && before.starts_with('/')) return command_words();
         std::vector<std::string> words;
         if (fold(before).starts_with("/join ")) {
@@ -1703,10 +1693,9 @@ class ScreenClient : public Client {
     // The page of help names them all.
     static std::vector<std::string> command_words() {
         std::vector<std::string> words;
-        std::string_view rest = info_text;
-        for (std::size_t at = 0; (at = rest.find('/')) != std::string_view::npos; rest.remove_prefix(at + 1)) {
-            const std::string_view word = rest.substr(at, rest.find_first_of(" \n", at) - at);
-            words.push_back(std::string(word) + ' ');
+        for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
+            const std::size_t end = info_text.find_first_of(" \n", at);
+            words.push_back(std::string(info_text.substr(at, end - at)) + ' ');
         }
         return words;
     }
@@ -1717,8 +1706,8 @@ class ScreenClient : public Client {
         if (question_ == Question::none) submit("/rooms");
     }
 
-    // Returns where the chosen room stands in the list, if it does.
-    [[nodiscard]] long chosen_index() const {
+    // Returns where the chosen room stands in the list; at its start, if it is not there.
+    long chosen_index() const {
         const auto found =
             std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
         return found == rooms_.end() ? 0 : found - rooms_.begin();
@@ -1932,7 +1921,7 @@ class ScreenClient : public Client {
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark, canvas.columns);
     }
 
-    [[nodiscard]] std::string label() const {
+    std::string label() const {
         switch (question_) {
             case Question::name: return "Your name: ";
             case Question::password: return "Password: ";
@@ -2043,41 +2032,42 @@ struct Found {
     bool password = false;
 };
 
-constexpr std::size_t max_found = 64;
-
-using Interfaces = std::unique_ptr<ifaddrs, decltype(&freeifaddrs)>;
-
-Interfaces list_interfaces() {
-    ifaddrs* list = nullptr;
-    if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
-    return {list, freeifaddrs};
-}
+// One of this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, among them.
+struct Network {
+    in_addr_t own, everybody;  // addresses
+};
 
 // The sockets' calls know addresses of all families by this type.
 sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
-
 in_addr_t internet_address(const sockaddr* address) {
-    return address != nullptr && address->sa_family == AF_INET
-               ? reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr
-               : INADDR_ANY;
+    return reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr;
 }
 
-void ask_everybody(const Fd& socket, const std::string& question, const ifaddrs* interfaces) {
-    std::vector<in_addr_t> everybody{htonl(0x7FFFFFFF)};  // 127.255.255.255: all on this machine
-    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
-        if ((at->ifa_flags & IFF_BROADCAST) == 0 || internet_address(at->ifa_addr) == INADDR_ANY) continue;
-        everybody.push_back(internet_address(at->ifa_addr) | ~internet_address(at->ifa_netmask));
+std::vector<Network> list_networks() {
+    ifaddrs* list = nullptr;
+    if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
+    const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, freeifaddrs);
+    std::vector<Network> networks;
+    for (const ifaddrs* at = list; at != nullptr; at = at->ifa_next) {
+        const bool reaches_all = (at->ifa_flags & (IFF_BROADCAST | IFF_LOOPBACK)) != 0;
+        if (!reaches_all || at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET) continue;
+        const in_addr_t own = internet_address(at->ifa_addr);
+        networks.push_back({own, own | ~internet_address(at->ifa_netmask)});
     }
-    for (const in_addr_t address : everybody) {
+    return networks;
+}
+
+void ask_everybody(const Fd& socket, const std::string& question, const std::vector<Network>& networks) {
+    for (const Network& network : networks) {
         sockaddr_in to{};
         to.sin_family = AF_INET;
         to.sin_port = htons(discovery_port);
-        to.sin_addr.s_addr = address;
+        to.sin_addr.s_addr = network.everybody;
         sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
     }
 }
 
-// Takes an answer apart, or gives nothing if it is none to our question.
+// Takes an answer apart; returns nothing if it is none to our question.
 std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
     if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
     Found found;
@@ -2090,42 +2080,30 @@ std::optional<Found> read_answer(std::string_view answer, std::string_view nonce
     return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
 }
 
-// A server on this machine answers on each of its networks: it is taken for one.
-std::string sender_text(sockaddr_in& from, const ifaddrs* interfaces) {
-    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
-        if (internet_address(at->ifa_addr) == from.sin_addr.s_addr) return "127.0.0.1";
-    }
-    return address_text(generic(from), sizeof from);
+// Returns the answer that has come, if it is one. A server on this machine answers on each of its networks: it is one.
+std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const std::vector<Network>& networks) {
+    std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
+    sockaddr_in from{};
+    socklen_t length = sizeof from;
+    const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
+    if (count <= 0) return std::nullopt;
+    std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
+    const bool ours = std::any_of(networks.begin(), networks.end(),
+                                  [&](const Network& network) { return network.own == from.sin_addr.s_addr; });
+    if (found) found->address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
+    return found;
 }
 
 void add_if_new(std::vector<Found>& all, const Found& found) {
+    constexpr std::size_t max_found = 64;
     const bool known =
         std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
     if (!known && all.size() < max_found) all.push_back(found);
 }
 
-// Takes in the answers that come until a time.
-void collect_answers(const Fd& socket, std::string_view nonce, const ifaddrs* interfaces, Clock::time_point until,
-                     std::vector<Found>& all) {
-    while (Clock::now() < until) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-        pollfd polled{socket.get(), POLLIN, 0};
-        if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
-        std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
-        sockaddr_in from{};
-        socklen_t length = sizeof from;
-        const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
-        if (count <= 0) continue;
-        std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
-        if (!found) continue;
-        found->address.host = sender_text(from, interfaces);
-        add_if_new(all, *found);
-    }
-}
-
-// Returns the servers that answer within a second. Throws if this cannot be asked at all.
+// Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
-    const Interfaces interfaces = list_interfaces();
+    const std::vector<Network> networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
     set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
@@ -2133,8 +2111,13 @@ std::vector<Found> find_servers() {
     const std::string nonce = std::to_string(random()) + std::to_string(random());
     std::vector<Found> all;
     for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
-        ask_everybody(socket, make_question(nonce), interfaces.get());
-        collect_answers(socket, nonce, interfaces.get(), Clock::now() + 500ms, all);
+        ask_everybody(socket, make_question(nonce), networks);
+        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
+            const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+            pollfd polled{socket.get(), POLLIN, 0};
+            if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
+            if (const std::optional<Found> found = receive_answer(socket, nonce, networks)) add_if_new(all, *found);
+        }
     }
     return all;
 }
@@ -2179,8 +2162,6 @@ class HelperConnection : public Connection {
    public:
     HelperConnection(Fd socket, Fd errors, pid_t pid)
         : Connection(std::move(socket)), errors_(std::move(errors)), pid_(pid) {}
-    HelperConnection(const HelperConnection&) = delete;
-    HelperConnection& operator=(const HelperConnection&) = delete;
     ~HelperConnection() override { end_helper(); }
 
    private:
