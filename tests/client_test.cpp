@@ -501,7 +501,7 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         {{"127.0.0.1", "0"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "65536"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "http"}, "a port is a number from 1 to 65535"},
-        {{"127.0.0.1", "1", "more"}, "there is no use for 'more'"},
+        {{"127.0.0.1", "1", "more"}, "unexpected argument 'more'"},
     };
     for (const auto& [args, message] : wrong) {
         Process client(client_path(), {.args = args});
