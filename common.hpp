@@ -17,6 +17,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -24,18 +25,32 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
+#include <clocale>
+#include <condition_variable>
+#include <csignal>
 #include <cstddef>
+#include <cstdint>
+#include <cstdlib>
 #include <ctime>
 #include <cwchar>
+#include <deque>
+#include <functional>
+#include <iostream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
+#include <vector>
 
 inline constexpr std::string_view version = "1.0";
 inline constexpr std::string_view default_port = "12345";
@@ -410,6 +425,16 @@ inline std::string normal_address(const std::string& text) {
         }
     }
     return "";
+}
+
+// Returns what counts as one place where an address comes from: itself, or for IPv6 its /64, of which a single machine
+// may use every address (RFC 4291, 2.5.4).
+inline std::string network_of(const std::string& address) {
+    in6_addr binary{};
+    if (inet_pton(AF_INET6, address.c_str(), &binary) != 1) return address;
+    std::fill(std::begin(binary.s6_addr) + 8, std::end(binary.s6_addr), std::uint8_t{0});
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    return std::string(inet_ntop(AF_INET6, &binary, text.data(), INET6_ADDRSTRLEN)) + "/64";
 }
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;

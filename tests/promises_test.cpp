@@ -723,7 +723,7 @@ TEST(Refusals, NameTheLimitOfClients) {
         Peer late(server.port());
         EXPECT_EQ(first_answer(late), "REFUSE The server is full: it takes 3 at once.");
     }
-    server.wait_output("somebody was turned away: The server is full: it takes 3 at once.");
+    server.wait_output("somebody was rejected: The server is full: it takes 3 at once.");
     bob.send_line("/quit");
     bob.expect_eof();
     bob.close();
@@ -773,7 +773,7 @@ void expect_refusals_and_recovery(Server& server, const std::string& reason) {
     alice.send_line("still here");
     alice.expect("SAY alice still here");
     server.wait_output("alice: still here");
-    EXPECT_LE(count_lines_with(server.output(), "turned away"), 2 * (2 + seconds_since(begin))) << server.output();
+    EXPECT_LE(count_lines_with(server.output(), "was rejected"), 2 * (2 + seconds_since(begin))) << server.output();
     EXPECT_LE(count_lines_with(server.output(), ""), 20) << server.output();
     people.clear();
     EXPECT_TRUE(eventually([&] {

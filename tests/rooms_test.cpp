@@ -179,8 +179,7 @@ TEST(Rooms, PassToWhoHasBeenThereLongest) {
     go(bob, "/join den");
     go(carol, "/join den");
     EXPECT_EQ(answers_to(bob, "/kick carol"),
-              Lines{"ERR Only the room's owner may use /kick NAME; /help lists what you "
-                    "may."});
+              Lines{"ERR Only the room's owner may use /kick NAME; /help lists what you are allowed to use."});
     alice.send_line("/leave");
     for (Peer* peer : {&bob, &carol}) {
         peer->expect("LEAVE alice left the room.");
@@ -294,7 +293,7 @@ TEST(Codes, AreSeenByMembersAlone) {
 TEST(Close, ByTheOwnerBringsEverybodyToPublic) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
-    const std::string refused = "ERR Only the room's owner may use /close; /help lists what you may.";
+    const std::string refused = "ERR Only the room's owner may use /close; /help lists what you are allowed to use.";
     expect_answers(carol, {{"/close", refused}});
     go(alice, "/create den");
     go(bob, "/join den");
@@ -367,7 +366,7 @@ TEST(Kick, OfWhomItIsNotForHasItsAnswer) {
                                {command + " nobody", "ERR Nobody here is called nobody."},
                                {command + " server", "ERR That is the operator, at the server's own terminal."}});
     }
-    expect_answers(admin, {{"/out bob", "ERR bob is in public; /fire puts off the server."}});
+    expect_answers(admin, {{"/out bob", "ERR bob is in public; /fire disconnects."}});
     EXPECT_EQ(answers_to(bob, "/who"), Lines{"WHO public 2 bob admin"});
 }
 
@@ -408,7 +407,7 @@ TEST(Rights, AreRefusedToWhoHasThemNot) {
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     go(alice, "/create den");
     const auto refused = [](const char* whose, const std::string& form) {
-        return std::string("ERR Only ") + whose + " may use " + form + "; /help lists what you may.";
+        return std::string("ERR Only ") + whose + " may use " + form + "; /help lists what you are allowed to use.";
     };
     Answers answers{{"/shutdown", "ERR The form is: /shutdown CODE"}, {"/reset", refused("the admin", "/reset")}};
     for (const std::string command : {"/fire", "/out", "/block", "/unblock"}) {
@@ -464,9 +463,9 @@ TEST(Operator, MayDoAllThatTheAdminMay) {
     expect_answers(bob, {{"psst", "ERR You are blocked"}});
     type("/unblock bob", "-- bob is heard again.");
     type("/kick server", "-- That is yourself.");
-    type("/kick bob", "-- bob was put off the server.");
+    type("/kick bob", "-- bob was disconnected.");
     EXPECT_EQ(bob.expect_eof().back(), "BYE KICK You were kicked by server.");
-    type("/fire admin", "-- admin was put off the server.");
+    type("/fire admin", "-- admin was disconnected.");
     EXPECT_EQ(admin.expect_eof().back(), "BYE KICK You were kicked by server.");
     type("/reset", "-- Everyone is in public");
     alice.expect_next("INFO The room was reset by server.");
@@ -651,7 +650,7 @@ TEST(ExitCode, EndsTheServerForAnybodyAnywhere) {
 TEST(Secrets, ShareOneLimitOnWrongTries) {
     if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
     Server server;
-    const std::string code = exit_code_of(server), wait = "ERR Too many wrong tries from your address: wait a minute";
+    const std::string code = exit_code_of(server), wait = "ERR Too many attempts: wait a minute";
     Peer owner = from_second_address(server, "owner");
     go(owner, "/create den 12345");
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), thief(server.port());
