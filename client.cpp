@@ -141,12 +141,8 @@ void stop_by_signal(int number) {
     const TerminalMode mode = terminal_mode;
     set_terminal(original);
     catch_signal(number, SIG_DFL);
-    sigset_t itself;
-    sigemptyset(&itself);
-    sigaddset(&itself, number);
-    raise(number);
-    pthread_sigmask(SIG_UNBLOCK, &itself, nullptr);  // here it stops
-    catch_signal(number, stop_by_signal);
+    raise(number);  // here it stops: SA_NODEFER
+    catch_signal(number, stop_by_signal, SA_NODEFER);
     set_terminal(mode);
     wake_writer();
     errno = saved;
@@ -158,12 +154,13 @@ void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
         catch_signal(number, end_by_signal, once);
     }
-    catch_signal(SIGTSTP, stop_by_signal);
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
     catch_signal(SIGWINCH, [](int) { wake_writer(); });
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
-// Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is nothing.
+// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
+// nothing.
 bool read_into(auto& buffer, int fd) {
     std::array<char, 65536> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
@@ -171,7 +168,8 @@ bool read_into(auto& buffer, int fd) {
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// poll(2): returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 with errno.
+// Any thread: poll(2). Returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 and
+// errno.
 template <std::size_t Count>
 int poll_any(std::array<pollfd, Count>& polled, int limit) {
     return poll(polled.data(), static_cast<nfds_t>(Count), limit);
@@ -268,8 +266,8 @@ class Connection {
     LineBuffer inbox_{max_server_line};
 };
 
-// Section 12: starts a command and returns the connection to it. `may_ask`: it may use the terminal, as ssh
-// does to ask for a password. Does not wait for the command. Throws if it cannot be started.
+// Starts a command, and returns the connection to it. may_ask: it may use the terminal, as ssh does to ask for a
+// password. Does not wait for the command. Throws if it cannot be started. (Section 12)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
 // Connects. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
@@ -457,10 +455,10 @@ class Client {
     virtual void show(const Message& message, Entry entry) = 0;
     virtual void refresh() = 0;  // lines have been shown, or a question came: time to let the person see it
     virtual void write() = 0;    // the writer: locks; blocks until the chat is over
-    virtual void print_end() {   // both threads have ended
+    virtual void print_end() {   // both threads have ended: tells why the chat has
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    virtual bool output_works() const { return true; }
+    virtual bool output_works() const { return true; }  // false: nobody can see what is shown
 
     // The writer: waits until something holds; false if the chat is over before. Locks.
     template <typename Condition>
@@ -529,8 +527,8 @@ class Client {
     Question question_ = Question::none;
     bool logged_in_ = false;                      // the login is complete, and the connection stands
     bool ended_ = false;                          // the chat is over
-    std::string error_;                           // why it is, if the server has not told
-    std::string server_reason_;                   // what the server told
+    std::string error_;                           // why it is, if the server has not said
+    std::string server_reason_;                   // what the server has said
     std::string trouble_;                         // what is wrong with the connection now
     std::string name_;                            // ours, as the server has it
     std::string room_ = "public";                 // where we are
@@ -547,7 +545,7 @@ class Client {
 
     // ---- The reader
 
-    // Locks; so does what it calls, except handle_line().
+    // Locks, as do handle_lines() and reconnect().
     void read() {
         name_thread("reader");
         do {
@@ -558,7 +556,7 @@ class Client {
         end_chat();
     }
 
-    // False: the connection has ended, or what may still come does not matter any more.
+    // False: the connection has ended, or what may still come does not matter any more. Locks.
     bool handle_lines(const std::vector<std::string>& lines) {
         if (lines.empty()) return false;
         const Lock lock(mutex_);
@@ -692,7 +690,7 @@ class Client {
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
-    // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
+    // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
         if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
@@ -713,7 +711,7 @@ class Client {
         return false;
     }
 
-    // Returns what went wrong, if anything did. Blocks as open_connection() does.
+    // Returns what went wrong, if anything did. Blocks as open_connection() does. Locks, but not while it blocks.
     std::string connect_again() {
         try {
             std::shared_ptr<Connection> server = open_connection(target_, stop_, false);
@@ -729,12 +727,12 @@ class Client {
     }
 
     // Guarded by the mutex.
-    std::shared_ptr<Connection> server_;  // replaced by the reader alone
-    std::string outgoing_;                // lines, to be sent by flush()
-    bool greeted_ = false;                // the server's first line is here
-    bool server_ended_ = false;           // the server has ended the chat: it rejected or disconnected us, or we quit
-    bool quitting_ = false;               // we have, or are about to
-    int exit_status_ = 1;                 // what to exit with
+    std::shared_ptr<Connection> server_;        // replaced by the reader alone
+    std::string outgoing_;                      // lines, to be sent by flush()
+    bool greeted_ = false;                      // the server's first line is here
+    bool server_ended_ = false;                 // the server has said REFUSE, BAN or BYE
+    bool quitting_ = false;                     // the person asked for it, or we have ended the chat
+    int exit_status_ = 1;                       // what to exit with
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
     bool reconnecting_ = false;                 // to a chat in which we were before
@@ -1979,7 +1977,7 @@ class ScreenClient : public Client {
     std::optional<Prompt> prompt_;
     std::string status_;             // shown until the next key
     std::string title_;              // of the window, as sent
-    bool focused_ = true;            // the terminal's window, if it tells
+    bool focused_ = true;            // of the terminal's window, if it reports that
     bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
     bool bell_ = false;              // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
