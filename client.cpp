@@ -23,8 +23,8 @@
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
 // What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text(). You see it
-// yourself when the server sends it back. The words that the server's lines begin with are in docs/protocol.md.
+// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text().
+// You see it yourself when the server sends it back. The words that its lines begin with are in docs/protocol.md.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -148,7 +148,7 @@ void stop_by_signal(int number) {
     errno = saved;
 }
 
-// For main(), before any thread is started.
+// Decides what each signal does. For main(), before any thread is started.
 void handle_signals() {
     const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
@@ -190,8 +190,8 @@ class Keyboard {
         }
     }
 
-    // Asks a question before there is a connection. Returns the answer, or the default if it is empty. Blocks until
-    // then; throws if the input ends and there is no default.
+    // Asks a question, before there is a connection. Returns the answer, or the default if it is empty. Blocks until
+    // then. Throws if the input ends and there is no default.
     std::string ask(const std::string& question, const std::string& by_default) {
         std::cout << question << (by_default.empty() ? "" : " [" + by_default + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
@@ -1004,7 +1004,7 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Puts text in at the cursor; false if the line would become longer than a line may be.
+    // Inserts text at the cursor; false, and nothing, if the line would become longer than a line may be.
     bool insert(std::string_view bytes) {
         const std::string cleaned = clean(bytes);
         if (text_.size() + cleaned.size() > max_line) return false;
@@ -1013,13 +1013,13 @@ class Editor {
         return true;
     }
 
-    // Puts text in the place of all that stands between `from` and the cursor.
+    // Replaces what stands between `from` and the cursor.
     void replace_from(std::size_t from, std::string_view bytes) {
         erase(from, cursor_);
         insert(bytes);
     }
 
-    // Takes the line that was typed away, and returns it: an empty one begins.
+    // Returns the line that was typed, and leaves an empty one.
     std::string take_text() {
         cursor_ = 0;
         return std::exchange(text_, "");
@@ -1032,7 +1032,7 @@ class Editor {
         recalled_ = history_.size();
     }
 
-    // Does what the key is for, if it is one for editing.
+    // Does what the key stands for, if it is one for editing.
     void press(Key key) {
         switch (key) {
             case Key::left: return move_to(left());
@@ -1490,7 +1490,7 @@ class ScreenClient : public Client {
         return false;
     }
 
-    // The person does not see what comes.
+    // Returns whether the person does not see what comes in.
     bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
@@ -1659,7 +1659,7 @@ class ScreenClient : public Client {
         }
     }
 
-    // Puts in the next of what the word before the cursor may become.
+    // Tab: replaces the word before the cursor by the next of what it may become.
     void complete() {
         if (candidates_.empty()) find_candidates(std::string(line_.before_cursor()));
         if (candidates_.empty()) return;
@@ -1927,7 +1927,7 @@ class ScreenClient : public Client {
         return prompt_ ? prompt_->label : "";
     }
 
-    // The line that is typed. One that is too wide is moved to the left, by half of what there is place for each time.
+    // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
@@ -2107,7 +2107,8 @@ std::vector<Found> find_servers() {
     std::vector<Found> all;
     for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
         ask_everybody(socket, make_question(nonce), networks);
-        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
+        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
+        while (Clock::now() < until) {
             const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
