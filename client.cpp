@@ -23,8 +23,8 @@
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
 // What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text(). You see it
-// yourself when the server sends it back. The words that the server's lines begin with are in docs/protocol.md.
+// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text().
+// You see it yourself when the server sends it back. The words that its lines begin with are in docs/protocol.md.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -141,29 +141,26 @@ void stop_by_signal(int number) {
     const TerminalMode mode = terminal_mode;
     set_terminal(original);
     catch_signal(number, SIG_DFL);
-    sigset_t itself;
-    sigemptyset(&itself);
-    sigaddset(&itself, number);
-    raise(number);
-    pthread_sigmask(SIG_UNBLOCK, &itself, nullptr);  // here it stops
-    catch_signal(number, stop_by_signal);
+    raise(number);  // here it stops: SA_NODEFER
+    catch_signal(number, stop_by_signal, SA_NODEFER);
     set_terminal(mode);
     wake_writer();
     errno = saved;
 }
 
-// For main(), before any thread is started.
+// Decides what each signal does. For main(), before any thread is started.
 void handle_signals() {
     const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
         catch_signal(number, end_by_signal, once);
     }
-    catch_signal(SIGTSTP, stop_by_signal);
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
     catch_signal(SIGWINCH, [](int) { wake_writer(); });
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
-// Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is nothing.
+// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
+// nothing.
 bool read_into(auto& buffer, int fd) {
     std::array<char, 65536> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
@@ -171,7 +168,8 @@ bool read_into(auto& buffer, int fd) {
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// poll(2): returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 with errno.
+// Any thread: poll(2). Returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 and
+// errno.
 template <std::size_t Count>
 int poll_any(std::array<pollfd, Count>& polled, int limit) {
     return poll(polled.data(), static_cast<nfds_t>(Count), limit);
@@ -192,8 +190,8 @@ class Keyboard {
         }
     }
 
-    // Asks a question before there is a connection. Returns the answer, or the default if it is empty. Blocks until
-    // then; throws if the input ends and there is no default.
+    // Asks a question, before there is a connection. Returns the answer, or the default if it is empty. Blocks until
+    // then. Throws if the input ends and there is no default.
     std::string ask(const std::string& question, const std::string& by_default) {
         std::cout << question << (by_default.empty() ? "" : " [" + by_default + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
@@ -268,8 +266,8 @@ class Connection {
     LineBuffer inbox_{max_server_line};
 };
 
-// Section 12: starts a command and returns the connection to it. `may_ask`: it may use the terminal, as ssh
-// does to ask for a password. Does not wait for the command. Throws if it cannot be started.
+// Starts a command, and returns the connection to it. may_ask: it may use the terminal, as ssh does to ask for a
+// password. Does not wait for the command. Throws if it cannot be started. (Section 12)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
 // Connects. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
@@ -457,10 +455,10 @@ class Client {
     virtual void show(const Message& message, Entry entry) = 0;
     virtual void refresh() = 0;  // lines have been shown, or a question came: time to let the person see it
     virtual void write() = 0;    // the writer: locks; blocks until the chat is over
-    virtual void print_end() {   // both threads have ended
+    virtual void print_end() {   // both threads have ended: tells why the chat has
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    virtual bool output_works() const { return true; }
+    virtual bool output_works() const { return true; }  // false: nobody can see what is shown
 
     // The writer: waits until something holds; false if the chat is over before. Locks.
     template <typename Condition>
@@ -529,8 +527,8 @@ class Client {
     Question question_ = Question::none;
     bool logged_in_ = false;                      // the login is complete, and the connection stands
     bool ended_ = false;                          // the chat is over
-    std::string error_;                           // why it is, if the server has not told
-    std::string server_reason_;                   // what the server told
+    std::string error_;                           // why it is, if the server has not said
+    std::string server_reason_;                   // what the server has said
     std::string trouble_;                         // what is wrong with the connection now
     std::string name_;                            // ours, as the server has it
     std::string room_ = "public";                 // where we are
@@ -547,7 +545,7 @@ class Client {
 
     // ---- The reader
 
-    // Locks; so does what it calls, except handle_line().
+    // Locks, as do handle_lines() and reconnect().
     void read() {
         name_thread("reader");
         do {
@@ -558,7 +556,7 @@ class Client {
         end_chat();
     }
 
-    // False: the connection has ended, or what may still come does not matter any more.
+    // False: the connection has ended, or what may still come does not matter any more. Locks.
     bool handle_lines(const std::vector<std::string>& lines) {
         if (lines.empty()) return false;
         const Lock lock(mutex_);
@@ -692,7 +690,7 @@ class Client {
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
-    // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
+    // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
         if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
@@ -713,7 +711,7 @@ class Client {
         return false;
     }
 
-    // Returns what went wrong, if anything did. Blocks as open_connection() does.
+    // Returns what went wrong, if anything did. Blocks as open_connection() does. Locks, but not while it blocks.
     std::string connect_again() {
         try {
             std::shared_ptr<Connection> server = open_connection(target_, stop_, false);
@@ -729,12 +727,12 @@ class Client {
     }
 
     // Guarded by the mutex.
-    std::shared_ptr<Connection> server_;  // replaced by the reader alone
-    std::string outgoing_;                // lines, to be sent by flush()
-    bool greeted_ = false;                // the server's first line is here
-    bool server_ended_ = false;           // the server has ended the chat: it rejected or disconnected us, or we quit
-    bool quitting_ = false;               // we have, or are about to
-    int exit_status_ = 1;                 // what to exit with
+    std::shared_ptr<Connection> server_;        // replaced by the reader alone
+    std::string outgoing_;                      // lines, to be sent by flush()
+    bool greeted_ = false;                      // the server's first line is here
+    bool server_ended_ = false;                 // the server has said REFUSE, BAN or BYE
+    bool quitting_ = false;                     // the person asked for it, or we have ended the chat
+    int exit_status_ = 1;                       // what to exit with
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
     bool reconnecting_ = false;                 // to a chat in which we were before
@@ -809,7 +807,8 @@ class PlainClient : public Client {
 // 6. The width of text
 //
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
-// two letters of a flag. On the screen and in the line that is typed they stay together.
+// two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
+// blocks or throws.
 
 constexpr char32_t joiner = 0x200D;
 
@@ -884,8 +883,9 @@ std::string padded(std::string_view text, int columns) {
 // ---------------------------------------------------------------------------------------------------------
 // 7. Keys, and the line that is typed
 //
-// A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
-// that is typed with them, grapheme by grapheme.
+// A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
+// that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
+// mutex; nothing here blocks or throws.
 
 // clang-format off
 enum class Key {
@@ -940,8 +940,7 @@ class Keys {
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t longest_sequence = 32;
-    static constexpr std::size_t longest_paste = 1024UL * 1024;
+    static constexpr std::size_t max_sequence = 32, max_paste = 1024UL * 1024;  // bytes
 
     // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
     std::size_t key_length() const {
@@ -964,7 +963,7 @@ class Keys {
         if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
         if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
         for (std::size_t i = 2; i < bytes_.size(); ++i) {
-            if (bytes_[i] >= '@' || i > longest_sequence) return i + 1;
+            if (bytes_[i] >= '@' || i > max_sequence) return i + 1;
         }
         return 0;
     }
@@ -991,7 +990,7 @@ class Keys {
 
     std::optional<Typed> pasted() {
         const std::size_t end = bytes_.find(paste_ends);
-        if (end == std::string::npos && bytes_.size() < longest_paste) return std::nullopt;
+        if (end == std::string::npos && bytes_.size() < max_paste) return std::nullopt;
         const std::string text = bytes_.substr(paste_begins.size(), end - paste_begins.size());
         bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
         return Typed{Key::paste, text};
@@ -1005,7 +1004,7 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Puts text in at the cursor; false if the line would become longer than a line may be.
+    // Inserts text at the cursor; false, and nothing, if the line would become longer than a line may be.
     bool insert(std::string_view bytes) {
         const std::string cleaned = clean(bytes);
         if (text_.size() + cleaned.size() > max_line) return false;
@@ -1014,25 +1013,26 @@ class Editor {
         return true;
     }
 
-    // Puts text in the place of all that stands between `from` and the cursor.
+    // Replaces what stands between `from` and the cursor.
     void replace_from(std::size_t from, std::string_view bytes) {
         erase(from, cursor_);
         insert(bytes);
     }
 
-    // Returns the line that was typed, and begins an empty one.
+    // Returns the line that was typed, and leaves an empty one.
     std::string take_text() {
         cursor_ = 0;
         return std::exchange(text_, "");
     }
 
+    // Adds a line to the history, for Up and Down.
     void remember(const std::string& line) {
         if (history_.empty() || history_.back() != line) history_.push_back(line);
-        if (history_.size() > history_limit) history_.pop_front();
+        if (history_.size() > max_history) history_.pop_front();
         recalled_ = history_.size();
     }
 
-    // Does what the key is for, if it is one for editing.
+    // Does what the key stands for, if it is one for editing.
     void press(Key key) {
         switch (key) {
             case Key::left: return move_to(left());
@@ -1054,14 +1054,17 @@ class Editor {
     }
 
    private:
-    static constexpr std::size_t history_limit = 500;
+    static constexpr std::size_t max_history = 500;
 
-    // Where the graphemes begin that the cursor may go to: what was typed may have joined two of them.
-    void move_to(std::size_t at) {
-        std::size_t boundary = 0;
-        while (boundary < at) boundary += grapheme(std::string_view(text_).substr(boundary));
-        cursor_ = boundary;
+    // Returns where the first grapheme begins at or after a byte: only there the cursor may stand.
+    std::size_t boundary(std::size_t at) const {
+        std::size_t found = 0;
+        while (found < at) found += grapheme(std::string_view(text_).substr(found));
+        return found;
     }
+
+    // What was typed or erased may have joined two graphemes.
+    void move_to(std::size_t at) { cursor_ = boundary(at); }
 
     void erase(std::size_t from, std::size_t to) {
         text_.erase(from, to - from);
@@ -1074,9 +1077,7 @@ class Editor {
         return before;
     }
 
-    std::size_t right() const {
-        return cursor_ == text_.size() ? cursor_ : cursor_ + grapheme(std::string_view(text_).substr(cursor_));
-    }
+    std::size_t right() const { return boundary(std::min(cursor_ + 1, text_.size())); }
 
     std::size_t word_left() const {
         std::size_t at = cursor_;
@@ -1109,8 +1110,8 @@ class Editor {
 // ---------------------------------------------------------------------------------------------------------
 // 8. The canvas, and the display
 //
-// All that is to be seen is painted on a canvas anew, whatever its size; what would not fit is left out. The display
-// compares that with what the terminal shows, and sends what is different.
+// All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
+// display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
 
 struct Look {
     const char *color, *without;  // for ESC [ m
@@ -1148,7 +1149,7 @@ struct Canvas {
     }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
-    int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
+    int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
         to = std::min(to, columns);
         while (!text.empty() && column < to) {
             const std::string_view next = take_grapheme(text);
@@ -1163,8 +1164,9 @@ struct Canvas {
         return column;
     }
 
-    void fill(int row, std::string_view text, Style style, int to) {
-        for (int column = 0; column < std::min(to, columns); ++column) put(row, column, text, style, to);
+    // text: one grapheme, of one column.
+    void fill(int row, std::string_view text, Style style) {
+        for (int column = 0; column < columns; ++column) put(row, column, text, style);
     }
 
     int rows, columns;
@@ -1179,7 +1181,8 @@ class Display {
     // The terminal may show anything: the next canvas is sent whole.
     void invalidate() { shown_ = Canvas(0, 0); }
 
-    // Brings the terminal to show a canvas. `more` is sent with it: a bell, a title.
+    // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
+    // it.
     void show(Canvas canvas, const std::string& more) {
         out_ = more;
         row_ = -1;
@@ -1246,7 +1249,7 @@ class Display {
 // 9. The scrollback
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
-// when older ones are forgotten.
+// when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
 
 struct Piece {
     std::string text;
@@ -1286,6 +1289,7 @@ Row ruled(const std::string& text, int columns, Style style) {
 
 class Scrollback {
    public:
+    // Adds a line, and removes the oldest ones where they are too many.
     void add(Entry entry) {
         bytes_ += entry.text.size();
         entries_.push_back(std::move(entry));
@@ -1296,6 +1300,7 @@ class Scrollback {
         }
     }
 
+    // Whether the window shows the latest, and goes with them.
     bool follows() const { return !bottom_; }
     void follow() { bottom_.reset(); }
 
@@ -1305,21 +1310,20 @@ class Scrollback {
     bool marked() const { return mark_.has_value(); }
 
     // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
-    std::vector<Row> rows(int height, int columns) const {
-        std::vector<Row> all;  // the lowest one first
+    std::deque<Row> rows(int height, int columns) const {
+        std::deque<Row> rows;
         const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
         for (std::size_t number = bottom.number + 1;
-             number-- > first_ && std::cmp_less(all.size(), height + bottom.hidden);) {
-            std::vector<Row> more = rows_of(number, columns);
-            all.insert(all.end(), std::make_move_iterator(more.rbegin()), std::make_move_iterator(more.rend()));
+             number-- > first_ && std::cmp_less(rows.size(), height + bottom.hidden);) {
+            const std::vector<Row> older = rows_of(number, columns);
+            rows.insert(rows.begin(), older.begin(), older.end());
         }
-        all.erase(all.begin(), all.begin() + std::min(bottom.hidden, static_cast<long>(all.size())));
-        if (std::cmp_greater(all.size(), height)) all.resize(static_cast<std::size_t>(height));
-        std::reverse(all.begin(), all.end());
-        return all;
+        rows.resize(rows.size() - std::min(rows.size(), static_cast<std::size_t>(bottom.hidden)));
+        while (std::cmp_greater(rows.size(), height)) rows.pop_front();
+        return rows;
     }
 
-    // Moves the window up by so many rows, or down. It stays within what there is.
+    // Moves the window of so many rows up by some, or down. It stays within what there is.
     void scroll(long up, int height, int columns) {
         if (entries_.empty()) return;
         const auto size = [&](std::size_t number) { return static_cast<long>(rows_of(number, columns).size()); };
@@ -1486,7 +1490,7 @@ class ScreenClient : public Client {
         return false;
     }
 
-    // The person does not see what comes.
+    // Returns whether the person does not see what comes in.
     bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
@@ -1655,49 +1659,41 @@ class ScreenClient : public Client {
         }
     }
 
-    // Puts in the next of what the word before the cursor may become.
+    // Tab: replaces the word before the cursor by the next of what it may become.
     void complete() {
-        if (candidates_.empty()) {
-            const std::string before(line_.before_cursor());
-            completed_from_ = before.rfind(' ') + 1;
-            candidate_ = 0;
-            for (const std::string& word : possible_words(before, completed_from_ == 0)) {
-                const bool known = std::find(candidates_.begin(), candidates_.end(), word) != candidates_.end();
-                const bool fits = fold(word).starts_with(fold(before.substr(completed_from_)));
-                if (fits && !known && candidates_.size() < max_candidates) candidates_.push_back(word);
-            }
-        }
+        if (candidates_.empty()) find_candidates(std::string(line_.before_cursor()));
         if (candidates_.empty()) return;
         line_.replace_from(completed_from_, candidates_[candidate_]);
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    // Returns all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
-    std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
-        if (at_start && before.starts_with('/')) return command_words();
-        std::vector<std::string> words;
-        if (fold(before).starts_with("/join ")) {
-            for (const ListedRoom& room : rooms_) words.push_back(room.name + ' ');
-            return words;
+    // Finds what the last word of a text may become, the likeliest first, with what comes behind it.
+    void find_candidates(const std::string& before) {
+        completed_from_ = before.rfind(' ') + 1;
+        candidate_ = 0;
+        const bool at_start = completed_from_ == 0;
+        const char* behind = at_start ? ": " : " ";
+        if (at_start && before.starts_with('/')) {  // the page of help names all commands
+            for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
+                add_candidate(before, info_text.substr(at, info_text.find_first_of(" \n", at) - at), " ");
+            }
+        } else if (fold(before).starts_with("/join ")) {
+            for (const ListedRoom& room : rooms_) add_candidate(before, room.name, " ");
+        } else {
+            for (const std::string& name : speakers_) {
+                if (members_.contains(fold(name)) && name != name_) add_candidate(before, name, behind);
+            }
+            for (const auto& [key, name] : members_) {
+                if (name != name_) add_candidate(before, name, behind);
+            }
         }
-        const std::string behind = at_start ? ": " : " ";
-        for (const std::string& name : speakers_) {
-            if (members_.contains(fold(name)) && name != name_) words.push_back(name + behind);
-        }
-        for (const auto& [key, name] : members_) {
-            if (name != name_) words.push_back(name + behind);
-        }
-        return words;
     }
 
-    // The page of help names them all.
-    static std::vector<std::string> command_words() {
-        std::vector<std::string> words;
-        for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
-            const std::size_t end = info_text.find_first_of(" \n", at);
-            words.push_back(std::string(info_text.substr(at, end - at)) + ' ');
-        }
-        return words;
+    void add_candidate(const std::string& before, std::string_view word, const char* behind) {
+        const std::string whole = std::string(word) + behind;
+        const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
+        const bool fits = fold(whole).starts_with(fold(before.substr(completed_from_)));
+        if (fits && !known && candidates_.size() < max_candidates) candidates_.push_back(whole);
     }
 
     // ---- The list of rooms, and the page of help
@@ -1783,8 +1779,8 @@ class ScreenClient : public Client {
     void draw() {
         winsize size{};
         const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
-        constexpr int most = 1000;
-        Canvas canvas(known ? std::min<int>(size.ws_row, most) : 24, known ? std::min<int>(size.ws_col, most) : 80);
+        constexpr int max = 1000;  // rows or columns
+        Canvas canvas(known ? std::min<int>(size.ws_row, max) : 24, known ? std::min<int>(size.ws_col, max) : 80);
         targets_.clear();
         if (!is_away()) unread_ = 0;
         const int top = canvas.rows >= 3 ? 1 : 0;
@@ -1808,20 +1804,20 @@ class ScreenClient : public Client {
         return text;
     }
 
-    // Paints something that can be clicked, and gives the column behind it.
+    // Paints something that can be clicked; returns the column behind it.
     int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
-        const int end = canvas.put(row, column, label, Style::button, canvas.columns);
+        const int end = canvas.put(row, column, label, Style::button);
         targets_.push_back({row, column, end, key});
         return end;
     }
 
     void draw_bar(Canvas& canvas) {
-        canvas.fill(0, " ", Style::bar, canvas.columns);
+        canvas.fill(0, " ", Style::bar);
         const std::string separator = "  ";
         const std::string text = ' ' + room_ + separator + (code_ == "-" ? "NO CODE" : "code " + code_) + separator +
                                  std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people") +
                                  separator + (trouble_.empty() ? target_.name : trouble_);
-        canvas.put(0, 0, text, Style::bar, canvas.columns);
+        canvas.put(0, 0, text, Style::bar);
         if (canvas.columns < wide) return;
         const int column = button(canvas, 0, canvas.columns - 20, " F1 Info ", {Key::info});
         button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
@@ -1830,7 +1826,7 @@ class ScreenClient : public Client {
     void draw_chat(Canvas& canvas, int top, int bottom) {
         const int margin = canvas.columns >= wide ? 20 : 0;
         columns_ = canvas.columns - margin;
-        const std::vector<Row> rows = scrollback_.rows(height_, columns_);
+        const std::deque<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
             int column = 0;
             for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
@@ -1843,17 +1839,17 @@ class ScreenClient : public Client {
     void draw_members(Canvas& canvas, int top, int bottom) {
         auto member = members_.begin();
         for (int row = top; row < bottom; ++row) {
-            int column = canvas.put(row, columns_, "│ ", Style::faint, canvas.columns);
+            int column = canvas.put(row, columns_, "│ ", Style::faint);
             const auto left = std::distance(member, members_.end());
             if (left == 0) continue;
             if (row == bottom - 1 && left > 1) {
-                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint, canvas.columns);
+                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint);
                 continue;
             }
             const std::string& name = (member++)->second;
-            column = canvas.put(row, column, name, style_of_name(name), canvas.columns);
+            column = canvas.put(row, column, name, style_of_name(name));
             const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
-            canvas.put(row, column, mark, Style::faint, canvas.columns);
+            canvas.put(row, column, mark, Style::faint);
         }
     }
 
@@ -1866,8 +1862,7 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint,
-                   canvas.columns);
+        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
@@ -1886,12 +1881,12 @@ class ScreenClient : public Client {
             if (index >= rooms_.size()) return;
             const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            canvas.fill(row, " ", style, canvas.columns);
+            canvas.fill(row, " ", style);
             canvas.put(row, 0,
                        room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
                                 room.needs_code ? "CODE" : "NO CODE", room.creator,
                                 local_time(room.created, "%Y-%m-%d %H:%M")),
-                       style, canvas.columns);
+                       style);
             targets_.push_back({row, 0, canvas.columns, {}, room.number});
         }
     }
@@ -1906,19 +1901,19 @@ class ScreenClient : public Client {
         first_row_ = std::clamp(first_row_, 0, std::max(static_cast<int>(rows.size()) - height_, 0));
         for (int row = top; row < bottom; ++row) {
             const auto index = static_cast<std::size_t>(first_row_ + row - top);
-            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain, canvas.columns);
+            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain);
         }
     }
 
     // Between the view and the line: what the person should know now.
     void draw_rule(Canvas& canvas, int row) {
-        canvas.fill(row, "─", Style::faint, canvas.columns);
+        canvas.fill(row, "─", Style::faint);
         const bool older = view_ == View::chat && !scrollback_.follows();
         const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         const std::string text = !status_.empty() ? status_
                                  : older          ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
                                                   : news;
-        if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark, canvas.columns);
+        if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
     }
 
     std::string label() const {
@@ -1932,12 +1927,12 @@ class ScreenClient : public Client {
         return prompt_ ? prompt_->label : "";
     }
 
-    // The line that is typed. One that is too wide is moved to the left, by half of what there is place for each time.
+    // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
         if (!is_asked() && view_ == View::rooms) {
-            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint, canvas.columns);
+            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint);
             return;
         }
         if (!is_asked() && view_ == View::info) {
@@ -1964,7 +1959,7 @@ class ScreenClient : public Client {
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr auto attention_span = 60s;  // who types nothing is idle, whatever we ask by ourselves
+    static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin
@@ -1982,7 +1977,7 @@ class ScreenClient : public Client {
     std::optional<Prompt> prompt_;
     std::string status_;             // shown until the next key
     std::string title_;              // of the window, as sent
-    bool focused_ = true;            // the terminal's window, if it tells
+    bool focused_ = true;            // of the terminal's window, if it reports that
     bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
     bool bell_ = false;              // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
@@ -2112,7 +2107,8 @@ std::vector<Found> find_servers() {
     std::vector<Found> all;
     for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
         ask_everybody(socket, make_question(nonce), networks);
-        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
+        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
+        while (Clock::now() < until) {
             const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
@@ -2122,7 +2118,7 @@ std::vector<Found> find_servers() {
     return all;
 }
 
-void print(const std::vector<Found>& all) {
+void print_servers(const std::vector<Found>& all) {
     for (std::size_t i = 0; i < all.size(); ++i) {
         const Found& found = all[i];
         std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
@@ -2131,7 +2127,8 @@ void print(const std::vector<Found>& all) {
     }
 }
 
-// Lets the person choose a server, or say where there is one.
+// Lets the person choose a server, or say where there is one, and returns its address. Blocks until then; throws if the
+// input ends, and a UsageError at a port that is none.
 Address choose_server(Keyboard& keyboard) {
     std::vector<Found> all;
     if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
@@ -2143,7 +2140,7 @@ Address choose_server(Keyboard& keyboard) {
         const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
         return read_address(address.host, keyboard.ask("Port", address.port));
     }
-    print(all);
+    print_servers(all);
     while (true) {
         const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
         const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
@@ -2156,7 +2153,8 @@ Address choose_server(Keyboard& keyboard) {
 // 12. The helper command
 //
 // A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
-// other end, and what it says on its standard error is shown.
+// other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
+// start, which comes before it.
 
 class HelperConnection : public Connection {
    public:
@@ -2225,6 +2223,7 @@ class HelperConnection : public Connection {
     _exit(127);
 }
 
+// See section 2.
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask) {
     std::array<int, 2> sockets{}, errors{};
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets.data()) != 0) throw_errno("socketpair");
@@ -2244,6 +2243,9 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 
 // ---------------------------------------------------------------------------------------------------------
 // 13. Starting
+//
+// What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
+// if the user can see it in --help, with 1 otherwise.
 
 struct Options {
     std::optional<std::string> name, host, port, via;
@@ -2310,7 +2312,7 @@ Options read_options(int argc, char** argv) {
 
 int list_servers() {
     const std::vector<Found> all = find_servers();
-    print(all);
+    print_servers(all);
     if (all.empty()) std::cerr << "No server has answered.\n";
     return all.empty() ? 1 : 0;
 }

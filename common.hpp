@@ -62,7 +62,7 @@ inline constexpr std::size_t max_server_line = 16384;  // the same from the serv
 //
 // There are two policies: at start an error ends the program; later it ends the one client that it happened to.
 
-// Gives an errno as its symbol and its text: "EADDRINUSE (Address already in use)".
+// Returns an errno as its symbol and its text: "EADDRINUSE (Address already in use)".
 inline std::string error_text(int number) {
     static constexpr std::pair<int, std::string_view> symbols[] = {
         {EACCES, "EACCES"},
@@ -197,14 +197,14 @@ inline Character decode_utf8(std::string_view text) {
     return {code, length, true};
 }
 
-// Gives the number of characters in text.
+// Returns the number of characters in text.
 inline std::size_t count_characters(std::string_view text) {
     std::size_t count = 0;
     for (; !text.empty(); text.remove_prefix(decode_utf8(text).bytes)) ++count;
     return count;
 }
 
-// Says whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
+// Returns whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
 // C1), line and paragraph separators, bidirectional controls and invisible format characters. The joiners U+200C
 // and U+200D and the variation selectors, which scripts and emoji need, are not among them.
 inline bool is_harmful(char32_t code) {
@@ -217,7 +217,7 @@ inline bool is_harmful(char32_t code) {
                        [=](auto range) { return range.first <= code && code <= range.second; });
 }
 
-// Gives how many bytes of text, which is not empty, are a telnet command at its start (RFC 854).
+// Returns how many bytes of text, which is not empty, are a telnet command at its start (RFC 854).
 inline std::size_t telnet_command(std::string_view text) {
     const auto command = static_cast<unsigned char>(text.size() > 1 ? text[1] : '\0');
     if (text[0] != '\xFF' || command < 0xF0 || command == 0xFF) return 0;
@@ -228,7 +228,7 @@ inline std::size_t telnet_command(std::string_view text) {
     return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());  // the upper ones name an option
 }
 
-// Gives text (one line) as it may be shown on any screen and written to any file: promise 3. Tabs become spaces,
+// Returns text (one line) as it may be shown on any screen and written to any file: promise 3. Tabs become spaces,
 // telnet's commands go, and U+FFFD takes the place of every harmful character and every bad byte, so that the
 // result has at most three times the bytes of text.
 inline std::string clean(std::string_view text) {
@@ -254,13 +254,13 @@ inline std::string clean(std::string_view text) {
     return result;
 }
 
-// Gives the columns of the terminal that the standard output goes to, 0 if it is none.
+// Returns the columns of the terminal that the standard output goes to, 0 if it is none.
 inline std::size_t screen_width() {
     winsize size{};
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
-// Gives lines cut into rows for a screen of so many columns, where a line's second and later rows are indented: so
+// Returns lines cut into rows for a screen of so many columns, where a line's second and later rows are indented: so
 // what is far behind in somebody's long line cannot pass for another line (promise 3). Without columns nothing is cut.
 // Characters are as wide as the locale has them, and two columns where it does not know them: wcwidth(3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
@@ -304,7 +304,7 @@ class LineBuffer {
         bytes_ += bytes;
     }
 
-    // Gives the next line, or nothing until more bytes are added.
+    // Returns the next line, or nothing until more bytes are added.
     std::optional<Line> next() {
         while (true) {
             const std::size_t end = bytes_.find('\n', start_ + searched_);
@@ -318,7 +318,7 @@ class LineBuffer {
         }
     }
 
-    // At the end of the stream: gives what came after the last line's end, if anything.
+    // At the end of the stream: returns what came after the last line's end, if anything.
     std::optional<Line> last() {
         if (start_ == bytes_.size()) return std::nullopt;
         bytes_ += '\n';
@@ -347,7 +347,7 @@ class LineBuffer {
 // ---------------------------------------------------------------------------------------------------------
 // 5. Words
 
-// Gives text without the spaces around it.
+// Returns text without the spaces around it.
 inline std::string_view trim(std::string_view text) {
     text.remove_prefix(std::min(text.find_first_not_of(" \t\r"), text.size()));
     return text.substr(0, text.find_last_not_of(" \t\r") + 1);
@@ -369,7 +369,7 @@ inline int count_words(std::string_view text) {
     return count;
 }
 
-// Gives text as a whole number from low to high, or nothing.
+// Returns text as a whole number from low to high, or nothing.
 inline std::optional<long> parse_number(std::string_view text, long low, long high) {
     long number = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -381,7 +381,7 @@ inline std::optional<long> parse_number(std::string_view text, long low, long hi
 inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
 inline bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
-// Gives a name as it is compared: without regard to case.
+// Returns a name as it is compared: without regard to case.
 inline std::string fold(std::string_view name) {
     std::string folded(name);
     for (char& c : folded) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
@@ -390,13 +390,13 @@ inline std::string fold(std::string_view name) {
 
 inline bool same_name(std::string_view a, std::string_view b) { return fold(a) == fold(b); }
 
-// Says whether a name of a person or a room has the right form: 3 to 12 letters and digits, a letter first.
+// Returns whether a name of a person or a room has the right form: 3 to 12 letters and digits, a letter first.
 inline bool valid_name(std::string_view name) {
     return name.size() >= 3 && name.size() <= 12 && is_letter(name[0]) &&
            std::all_of(name.begin(), name.end(), [](char c) { return is_letter(c) || is_digit(c); });
 }
 
-// Gives a time in the zone that the system is set to, in a strftime(3) format, of at most 63 bytes as a whole.
+// Returns a time in the zone that the system is set to, in a strftime(3) format, of at most 63 bytes as a whole.
 inline std::string local_time(std::time_t time, const char* format) {
     std::tm parts{};
     localtime_r(&time, &parts);
@@ -404,7 +404,7 @@ inline std::string local_time(std::time_t time, const char* format) {
     return {text.data(), strftime(text.data(), text.size(), format, &parts)};
 }
 
-// Gives a time as on the wire, in UTC: "2026-11-20T14:02:05Z".
+// Returns a time as on the wire, in UTC: "2026-11-20T14:02:05Z".
 inline std::string utc_time(std::time_t time) {
     std::tm parts{};
     gmtime_r(&time, &parts);
@@ -415,7 +415,7 @@ inline std::string utc_time(std::time_t time) {
 // ---------------------------------------------------------------------------------------------------------
 // 6. Addresses
 
-// Gives an IPv4 or IPv6 address as it is always written, so that two can be compared; empty if text is neither.
+// Returns an IPv4 or IPv6 address as it is always written, so that two can be compared; empty if text is neither.
 inline std::string normal_address(const std::string& text) {
     std::array<unsigned char, sizeof(in6_addr)> binary{};
     std::array<char, INET6_ADDRSTRLEN> normal{};
@@ -456,7 +456,7 @@ inline void set_option(const Fd& socket, int level, int option, int value) {
     setsockopt(socket.get(), level, option, &value, sizeof value);
 }
 
-// Has the system find out within a minute or so that a peer has vanished without a word, its cable pulled: recv()
+// Makes the kernel detect within a minute or so that a peer has vanished without a word, its cable pulled: recv()
 // then fails. The names of these options differ, see tcp(7) and tcp(4).
 inline void watch_for_vanishing(const Fd& socket) {
     set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
@@ -474,7 +474,7 @@ inline void watch_for_vanishing(const Fd& socket) {
 #endif
 }
 
-// Gives a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".
+// Returns a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".
 inline std::string address_text(const sockaddr* address, socklen_t length) {
     std::array<char, NI_MAXHOST> host{};
     const int error = getnameinfo(address, length, host.data(), NI_MAXHOST, nullptr, 0, NI_NUMERICHOST);
@@ -493,7 +493,7 @@ inline constexpr std::string_view question_word = "CHATROOM?";
 inline constexpr std::string_view answer_word = "CHATROOM!";
 inline constexpr std::size_t question_bytes = 256;  // what is asked with is padded to
 
-// Gives a question; nonce is a word that the answer has to repeat.
+// Returns a question; nonce is a word that the answer has to repeat.
 inline std::string make_question(std::string_view nonce) {
     std::string question = std::string(question_word) + ' ' + std::string(nonce) + ' ';
     question.resize(question_bytes, ' ');
