@@ -34,8 +34,9 @@ ifdef SANITIZE
 CHECKED  := -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fsanitize-undefined-trap-on-error -Wno-uninitialized
 endif
 FLAGS    := -O2 -g $(WARNINGS) $(CXXFLAGS) $(CHECKED) -std=c++20 -pthread
-# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library.
-CRYPT    := $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
+# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library. It is looked
+# for when the server is linked; CRYPT= on the command line spares that.
+CRYPT     = $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
 COMPILE  := $(CXX) $(FLAGS) -I. $(CPPFLAGS)
 LINK     := $(CXX) $(FLAGS) $(LDFLAGS)
 
