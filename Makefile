@@ -106,6 +106,9 @@ run: all  ## join the chat on this machine; starts a server for it if none is th
 demo: all  ## let four clients talk through a server, without a terminal, and show what each saw
 	@sh tests/demo.sh ./$(SERVER) ./$(CLIENT)
 
+trace: all  ## run the server and show the socket calls of each thread; needs strace (PORT=12345, 0: any free one)
+	@sh tests/trace.sh ./$(SERVER) --port $(PORT)
+
 picture: all $(B)/tests/picture  ## draw the pictures in docs/images anew, from what the client shows
 	@mkdir -p docs/images
 	@$(TEST_ENV) $(B)/tests/picture docs/images
@@ -194,4 +197,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo picture test sanitize bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test sanitize bench lint lint-tools install uninstall clean help FORCE
