@@ -233,7 +233,7 @@ TEST(Address, IsUnderstoodInItsForms) {
 
 TEST(Address, OfIPv6) {
     NEED_NETWORK();
-    if (!has_address("::1")) GTEST_SKIP() << "there is no ::1 here";
+    need_address("::1");
     Server server({.args = {"--bind", "::1"}});
     Process client(client_path(), with({"[::1]:" + std::to_string(server.port()), "--name", "alice"}));
     client.write("/quit\n");

@@ -156,7 +156,7 @@ TEST(Password, CannotBeGuessedOverManyConnections) {
     Peer peer(server.port());
     peer.send_raw("admin\n" + server.password() + "\n");
     peer.expect(starts("ERR Too many wrong tries from your address: wait"));
-    if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
+    need_address(second_address);
     Peer other(server.port(), {.from = second_address});
     other.login("admin", server.password());
 }
@@ -497,7 +497,7 @@ TEST(Ban, OfANameLastsOverARestartUntilItIsLifted) {  // promise 5
 }
 
 TEST(Ban, OfAnAddressPutsOffAllWhoComeFromThere) {
-    if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
+    need_address(second_address);
     Server server;
     PeerOptions there{.from = second_address};
     Peer admin = admin_of(server), here(server.port(), "here"), bob(server.port(), there), carol(server.port(), there);
@@ -514,7 +514,7 @@ TEST(Ban, OfAnAddressPutsOffAllWhoComeFromThere) {
 }
 
 TEST(Ban, OfAnAddressPutsOffWhoIsLoggingIn) {
-    if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
+    need_address(second_address);
     Server server;
     Peer half(server.port(), {.from = second_address});
     half.expect(starts("NICK"));
@@ -821,7 +821,7 @@ TEST(Options, ThatCannotBeHadNameTheError) {
 }
 
 TEST(Options, BindListensThereAlone) {
-    if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
+    need_address(second_address);
     Server server({.args = {"--bind", second_address}});
     Peer alice(server.port(), {.host = second_address});
     alice.login("alice");
@@ -829,7 +829,7 @@ TEST(Options, BindListensThereAlone) {
 }
 
 TEST(Options, BindTakesAnAddressOfIpv6) {
-    if (!has_address("::1")) GTEST_SKIP() << "this machine has no IPv6";
+    need_address("::1");
     Server server({.args = {"--bind", "::1"}});
     PeerOptions there{.host = "::1"};
     Peer alice(server.port(), there);
