@@ -45,7 +45,7 @@ struct Failure : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Ends the test as skipped, from however deep within it. In the test's own thread only.
+// Ends the test as skipped, from however deep within it.
 [[noreturn]] void skip(const std::string& why);
 
 // Until when to wait, and which line of the test waits. A number of seconds converts to it; four times as

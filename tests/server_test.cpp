@@ -430,6 +430,27 @@ TEST(Ignore, HidesAllThatOneSaysFromOneAlone) {
     alice.expect_next("SAY bob back");
 }
 
+TEST(Ignore, HidesWhatOneHasSaidFromTheHistoryToo) {
+    Server server({.args = {"--rooms", "den"}});
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
+    const auto history_for_alice = [&] {
+        alice.send_line("/join den");
+        alice.send_line("/leave");
+        Lines lines = alice.lines_until_echo();
+        std::erase_if(lines, [](const std::string& line) { return !line.starts_with("PAST "); });
+        for (std::string& line : lines) line.erase(0, std::string("PAST 2026-01-31T12:00:00Z ").size());
+        return lines;
+    };
+    expect_answers(bob, {{"hello", "SAY bob hello"}, {"/me waves", "ME bob waves"}});
+    expect_answers(carol, {{"hello, bob", "SAY carol hello, bob"}});
+    const Lines all{"SAY bob hello", "ME bob waves", "SAY carol hello, bob"};
+    EXPECT_EQ(history_for_alice(), all);
+    expect_answers(alice, {{"/ignore bob", "INFO You no longer hear bob."}});
+    EXPECT_EQ(history_for_alice(), Lines{"SAY carol hello, bob"});
+    expect_answers(alice, {{"/ignore bob", "INFO You hear bob again."}});
+    EXPECT_EQ(history_for_alice(), all);
+}
+
 TEST(Ignore, IsForOthersWhoAreHere) {
     Server server;
     Peer alice(server.port(), "alice");
