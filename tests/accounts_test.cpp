@@ -186,7 +186,7 @@ TEST(Account, IsMadeByTheFirstLoginAndNeedsItsPasswordEverAfter) {
     alice.expect(starts("WELCOME alice "));
 }
 
-TEST(Account, IsNotHadByWhoGivesThreeWrongPasswords) {
+TEST(Account, IsNotOpenedByThreeWrongPasswords) {
     Home home;
     Server server(home.options());
     Peer bob = registered(server, "bob");
@@ -449,7 +449,7 @@ TEST(PasswordCommand, ChangesItInTheMiddleOfTheChat) {
     leave(logged_in(next, "bob"));
 }
 
-TEST(PasswordCommand, PutsOffWhoDoesNotKnowItThreeTimes) {
+TEST(PasswordCommand, DisconnectsAfterThreeWrongPasswords) {
     Home home;
     Server server(home.options());
     Peer alice = registered(server, "alice"), bob = registered(server, "bob");
@@ -459,7 +459,7 @@ TEST(PasswordCommand, PutsOffWhoDoesNotKnowItThreeTimes) {
     leave(logged_in(server, "alice"));
 }
 
-TEST(PasswordCommand, IsForWhoHasAnAccount) {
+TEST(PasswordCommand, IsForUsersWithAnAccount) {
     Home home;
     Server server(home.options());
     Peer alice = registered(server, "alice"), admin = logged_in(server, "admin", server.password());
@@ -495,7 +495,7 @@ TEST(Unregister, FreesANameForTheNextLogin) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Secrets stay secret
 
-TEST(Unregister, OfWhoIsHereLeavesNoPasswordToChange) {
+TEST(Unregister, OfSomebodyHereLeavesNoPasswordToChange) {
     Home home;
     Server server(home.options());
     Peer alice = registered(server, "alice");

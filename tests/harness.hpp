@@ -187,7 +187,7 @@ class Process {
 
     void write(std::string_view bytes, Deadline until = {});  // to stdin or keyboard; blocks until it is taken
     void close_stdin();
-    void close_stdout();  // who reads the output is gone; with a terminal, nothing
+    void close_stdout();  // as if its reader were gone; with a terminal, nothing
     void signal(int number);
 
     // Wait until stdout (the screen), or stderr, has it since mark(), and return what was found. Throw at the

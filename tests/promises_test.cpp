@@ -134,7 +134,7 @@ TEST(SameOrder, HoldsForEachSpeaker) {
 }
 
 // Promise 1: what is shown to those who come later has that order too.
-TEST(SameOrder, HoldsForWhoComesLater) {
+TEST(SameOrder, HoldsForNewcomers) {
     Server server;
     Crowd talkers = crowd(server.port(), 3, "talker");
     for (Peer& talker : talkers) talker.send_raw(numbered("line ", 0, 39));
@@ -161,8 +161,9 @@ TEST(SameOrder, HoldsForRoomAndPrivateLines) {
     EXPECT_EQ(bob.lines_until_echo(), wanted);
 }
 
-// Promise 1: who goes from room to room sees all that it says, and so do the others; who ignores somebody, too.
-TEST(SameOrder, HoldsForWhoGoesAndWhoIgnores) {
+// Promise 1: a client that moves from room to room sees all that it says, and so do the others, and one that ignores
+// somebody.
+TEST(SameOrder, HoldsForThoseWhoMoveAndThoseWhoIgnore) {
     Server server({.args = {"--rooms", "den"}});
     Peer carol(server.port(), "carol"), alice(server.port(), "alice"), bob(server.port(), "bob");
     carol.expect("JOIN bob");
@@ -194,8 +195,9 @@ TEST(SameOrder, HoldsForWhoGoesAndWhoIgnores) {
 // Says whether a sanitizer takes memory of its own, and keeps what was freed for a while.
 bool sanitized() { return std::getenv("CHATROOM_SLOW") != nullptr; }
 
-// Promise 2: who does not read costs the others nothing, costs the server little memory, and is dropped at 1 MiB.
-TEST(NobodyWaits, ForWhoDoesNotRead) {
+// Promise 2: a client that does not read costs the others nothing, costs the server little memory, and is dropped at 1
+// MiB.
+TEST(NobodyWaits, ForAClientThatDoesNotRead) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     Peer stalled(server.port(), PeerOptions{.receive_buffer = 4096, .deaf = true});
@@ -218,8 +220,9 @@ TEST(NobodyWaits, ForWhoDoesNotRead) {
     stalled.expect_closed();
 }
 
-// Promise 2: a login has 20 seconds however it is drawn out, and who takes nothing of what is sent for 10 is dropped.
-TEST(NobodyWaits, ForWhoIsTooSlow) {
+// Promise 2: a login has 20 seconds however it is drawn out; a client that takes nothing of what is sent for 10 is
+// dropped.
+TEST(NobodyWaits, ForAClientThatIsTooSlow) {
     Server server;
     Peer alice(server.port(), "alice");
     const auto begin = Clock::now();
@@ -250,7 +253,7 @@ TEST(NobodyWaits, ForWhoIsTooSlow) {
 }
 
 // Promise 2: a flood is heard at its rate, whole and in order, and others are heard in between.
-TEST(NobodyWaits, ForWhoFloods) {
+TEST(NobodyWaits, ForAClientThatFloods) {
     Server server({.rate = 10});
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     const auto begin = Clock::now();
@@ -877,7 +880,7 @@ double shut_down_under_load(int rate) {
     std::vector<std::future<void>> floods;
     for (Peer& talker : talkers) {
         floods.push_back(std::async(std::launch::async, [&] {
-            while (talker.try_send(std::string(65536, 'x'), 5)) continue;
+            while (talker.try_send(std::string(65536, 'x'), 1)) continue;
         }));
     }
     Peer nameless(server.port());
@@ -890,8 +893,8 @@ double shut_down_under_load(int rate) {
     return seconds;
 }
 
-// Promise 2: nor do those hold it up who talk on and on.
-TEST(ShutdownUnderLoad, IsNotHeldUpByWhoKeepsTalking) {
+// Promise 2: nor do those who talk on and on hold it up.
+TEST(ShutdownUnderLoad, IsNotHeldUpByThoseWhoKeepTalking) {
     for (const int rate : {0, 10}) {
         expect_within(1, [rate] { return shut_down_under_load(rate); });
     }

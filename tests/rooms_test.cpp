@@ -84,7 +84,7 @@ TEST(Rooms, AreListedWithAllButTheirCodes) {
     EXPECT_EQ(bob.lines_until_echo(), Lines{});
 }
 
-TEST(Rooms, TellWhoComesAllAboutThem) {
+TEST(Rooms, TellNewcomersAllAboutThem) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     settle({&alice});
@@ -172,7 +172,7 @@ TEST(Rooms, TellTheirMembersWhoComesAndGoesAndWhy) {
     come_and_go("was banned by admin.", [&](Peer&) { admin.send_line("/ban bob"); });
 }
 
-TEST(Rooms, PassToWhoHasBeenThereLongest) {
+TEST(Rooms, PassToTheMemberWhoHasBeenThereLongest) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
     go(alice, "/create den");
@@ -403,7 +403,7 @@ TEST(Admin, EntersEveryRoomFiresAndMovesOut) {
     EXPECT_EQ(answers_to(admin, "/who"), (Lines{"WHO den 1 admin", "OWNER admin owns den."}));
 }
 
-TEST(Rights, AreRefusedToWhoHasThemNot) {
+TEST(Rights, AreRefusedToThoseWithoutThem) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     go(alice, "/create den");
@@ -507,7 +507,7 @@ TEST(Block, HoldsThroughReconnectsUntilLiftedOrReset) {
     const Answers blocked{{"hello", "ERR You are blocked"}}, heard{{"hello", "SAY Alice hello"}};
     for (const char* lift : {"/unblock alice", "/reset"}) {
         settle({&admin});
-        admin.send_line("/block alice");  // who may be absent
+        admin.send_line("/block alice");  // she may be absent
         admin.expect("INFO What alice says");
         for (int i = 0; i < 2; ++i) {
             Peer alice(server.port(), "Alice");
@@ -544,7 +544,7 @@ TEST(Block, IsForNamesAndOnce) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Who is silent, and who has vanished
 
-TEST(Idle, EndsTheConnectionOfWhoSaysNothingButOwnersAndTheAdmin) {
+TEST(Idle, DisconnectsTheSilentButOwnersAndTheAdmin) {
     Server server({.args = {"--idle", "2"}});
     Peer admin = admin_of(server), owner(server.port(), "owner"), talker(server.port(), "talker");
     go(owner, "/create den");

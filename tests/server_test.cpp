@@ -31,7 +31,7 @@ void expect_at_terminal(Server& server, const Answers& answers) {
     }
 }
 
-// Tries to log in, and expects to be turned away.
+// Tries to log in, and expects to be rejected.
 void expect_banned(const Server& server, const std::string& name, const PeerOptions& options = {}) {
     Peer peer(server.port(), options);
     peer.send_line(name);
@@ -463,7 +463,7 @@ TEST(Ignore, IsForOthersWhoAreHere) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What the admin may use
 
-TEST(Kick, PutsOffTheServerUntilTheNextLogin) {
+TEST(Kick, DisconnectsUntilTheNextLogin) {
     Server server;
     Peer admin = admin_of(server);
     for (const char* command : {"/kick ALICE", "/fire alice"}) {
@@ -517,7 +517,7 @@ TEST(Ban, OfANameLastsOverARestartUntilItIsLifted) {  // promise 5
     expect_banned(server, "absent");
 }
 
-TEST(Ban, OfAnAddressPutsOffAllWhoComeFromThere) {
+TEST(Ban, OfAnAddressDisconnectsAllWhoComeFromThere) {
     need_address(second_address);
     Server server;
     PeerOptions there{.from = second_address};
@@ -534,7 +534,7 @@ TEST(Ban, OfAnAddressPutsOffAllWhoComeFromThere) {
     Peer(server.port(), there).login("bob");
 }
 
-TEST(Ban, OfAnAddressPutsOffWhoIsLoggingIn) {
+TEST(Ban, OfAnAddressDisconnectsThoseWhoAreLoggingIn) {
     need_address(second_address);
     Server server;
     Peer half(server.port(), {.from = second_address});
@@ -576,7 +576,7 @@ TEST(Bans, EditedByHandCountFromTheNextLogin) {
     Peer(server.port(), "bob");
 }
 
-TEST(Bans, ThatCannotBeReadTurnAwayWhoLogsInAndHarmNobodyElse) {
+TEST(Bans, ThatCannotBeReadRejectNewcomersAndHarmNobodyElse) {
     Server server;
     Peer admin = admin_of(server), alice(server.port(), "alice");
     admin.expect("JOIN alice");
