@@ -1114,7 +1114,7 @@ std::string account_in(std::string_view line) {
 }
 
 // Returns the hash in such a line; empty if there is none that crypt(3) could have made, which locks the account.
-std::string hash_in(const std::string& line) {
+std::string hash_in(std::string_view line) {
     const std::size_t start = line.find(":$");
     return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
 }
@@ -1138,20 +1138,27 @@ class LineFile {
     // server is to stop meanwhile.
     template <typename See>
     void for_each_line(See see) const {
-        errno = 0;
-        std::ifstream file(path);
+        const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "re"), fclose);
         if (!file && errno == ENOENT) return;
-        std::size_t number = 0;
-        for (std::string line; std::getline(file, line); see(line)) {
+        if (!file) throw_errno("read " + path);
+        std::unique_ptr<char, void (*)(void*)> line(nullptr, free);
+        std::size_t space = 0, number = 0;
+        while (true) {
+            char* start = line.release();
+            const ssize_t length = getline(&start, &space, file.get());  // getline(3) tells a failed read from the end
+            line.reset(start);
+            if (length < 0) break;
+            const std::string_view text(start, static_cast<std::size_t>(length));
+            see(text.ends_with('\n') ? text.substr(0, text.size() - 1) : text);
             if (++number % 10000 == 0 && wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (!file.eof()) throw_errno("read " + path);
+        if (ferror(file.get()) != 0) throw_errno("read " + path);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
     [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
         std::optional<std::string> found;
-        for_each_line([&](const std::string& line) {
+        for_each_line([&](std::string_view line) {
             if (!found && subject_in_(line) == who) found = line;
         });
         return found;
@@ -1167,7 +1174,7 @@ class LineFile {
         std::optional<std::string> present;
         std::string text;
         const Fd file = create(place.beside);
-        for_each_line([&](const std::string& other) {
+        for_each_line([&](std::string_view other) {
             if (subject_in_(other) != who) {
                 (text += other) += '\n';
             } else if (!present) {
@@ -1843,7 +1850,7 @@ void unban(Lock& lock, Client& user, std::string_view rest) {
 void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::size_t count = 0;
-    bans_file.for_each_line([&](const std::string& line) {
+    bans_file.for_each_line([&](std::string_view line) {
         if (ban_in(line).empty()) return;
         ++count;
         Lock held(chat.mutex);
@@ -2259,12 +2266,12 @@ std::string host_name() {
 // Tells of lines that are no accounts, which stay as they are. Throws if a file cannot be read.
 void check_files() {
     bans_file.clean_up();
-    bans_file.for_each_line([](const std::string& /*line*/) {});
+    bans_file.for_each_line([](std::string_view /*line*/) {});
     if (!keeps_accounts()) return;
     users_file.clean_up();
     choose_hash_method();
     std::size_t number = 0;
-    users_file.for_each_line([&](const std::string& line) {
+    users_file.for_each_line([&](std::string_view line) {
         ++number;
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
         if (good || trim(line).empty() || line.starts_with('#')) return;
