@@ -551,10 +551,9 @@ TEST(Start, WithFewDescriptorsSucceedsOrIsTold) {
         }
         if (listens && server.running()) server.signal(SIGTERM);
         const int status = server.wait_exit();
-        if (status == 0) continue;
+        if (status == 0 || has(server.errors(), "error while loading")) continue;  // of a library, before main()
         EXPECT_EQ(status, 1) << server.errors();
-        // The loader itself may have no descriptor for a library.
-        EXPECT_TRUE(has(server.errors(), "EMFILE") || has(server.errors(), "error while loading")) << server.errors();
+        EXPECT_TRUE(has(server.errors(), "EMFILE")) << server.errors();
     }
 }
 
@@ -649,12 +648,12 @@ TEST(Log, NamesWhomItRejected) {
     Peer mallory(server.port());
     mallory.send_raw("mallory\n" + tea + "\n");
     mallory.expect(starts("BAN "));
-    EXPECT_NO_THROW(server.wait_output(re("127\\.0\\.0\\.1.*mallory|mallory.*127\\.0\\.0\\.1")));
+    EXPECT_NO_THROW(server.wait_output(re("rejected.*mallory|mallory.*rejected")));
     server.mark();
     Peer thief(server.port());
     thief.send_raw("alice\nguess 1\nguess 2\nguess 3\n");
     thief.expect(starts("REFUSE "), 20);
-    EXPECT_NO_THROW(server.wait_output(re("127\\.0\\.0\\.1.*alice|alice.*127\\.0\\.0\\.1")));
+    EXPECT_NO_THROW(server.wait_output(re("rejected.*alice|alice.*rejected")));
     EXPECT_FALSE(has(server.output(), "guess"));
 }
 
