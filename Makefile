@@ -120,6 +120,13 @@ sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and t
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
 	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
 
+# What faults_test preloads into the server, to fail its system calls.
+$(B)/tests/faults_test: | $(B)/tests/libfaults.so
+$(B)/tests/libfaults.so: tests/faults.cpp tests/faults.hpp $(B)/flags
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -fPIC -shared $< $(LDFLAGS) -o $@
+
 # ---- Measuring ----
 
 BENCH := $(patsubst %,$(B)/tests/bench/%.o,bench load report servers)

@@ -101,7 +101,7 @@ inline void leave(harness::Peer peer) {
 // Sends a line, and returns the next that begins as its answer does.
 inline std::string ask(harness::Peer& peer, const std::string& line, const std::string& answer) {
     peer.send_line(line);
-    return peer.expect(harness::starts(answer), 20);
+    return peer.expect(harness::starts(answer), 10);
 }
 
 // That two people can talk: what a server that goes on is for.
