@@ -59,7 +59,7 @@ $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
 
-$(TESTS) $(B)/tests/picture: %: %.o $(HELPER)
+$(TESTS) $(B)/tests/picture $(B)/tests/soak: %: %.o $(HELPER)
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(GTEST_LIBS) -o $@
 
@@ -127,6 +127,9 @@ $(B)/tests/libfaults.so: tests/faults.cpp tests/faults.hpp $(B)/flags
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) -fPIC -shared $< $(LDFLAGS) -o $@
 
+soak: all $(B)/tests/soak  ## everything at once on one server: prints what it uses, which must not grow (MINUTES=10)
+	@$(TEST_ENV) $(B)/tests/soak $(or $(SECONDS),$(shell expr 60 '*' $(or $(MINUTES),10)))
+
 # ---- Measuring ----
 
 BENCH := $(patsubst %,$(B)/tests/bench/%.o,bench load report servers)
@@ -193,4 +196,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo picture test sanitize bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo picture test sanitize soak bench lint lint-tools install uninstall clean help FORCE
