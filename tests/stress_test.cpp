@@ -199,7 +199,7 @@ class Person {
                                              "/block " + person,
                                              "/unblock " + person,
                                              pick(10) == 0 ? "/reset" : "/rooms",
-                                             "/password\n" + password() + "\n" + password(),
+                                             number_ == 0 ? "/time" : "/password\n" + password() + "\n" + password(),
                                              "/unregister " + person,
                                              pick(10) == 0 ? "/ban " + person : "/bans",
                                              "/unban " + person};
