@@ -1,22 +1,30 @@
-// client.cpp: the chat client. One thread, the reader, takes what the server sends to the screen; the other, the
-// writer, takes what is typed to the server.
+// client.cpp: the chat client. One thread, the reader, brings what the server sends to the screen; another one, the
+// writer, brings what is typed to the server.
 //
-//    1. The terminal           its modes, and that it is given back whatever happens
-//    2. The width of text      graphemes
-//    3. Finding a server       on the local network, or at an address
-//    4. The connection         TCP, or a program that reaches the server
-//    5. The server's words     what they look like
-//    6. The client             what both forms share; Client::read() is the reader
-//    7. The plain form         PlainClient::write() is its writer
-//    8. Keys and the line      what was typed
-//    9. Canvas and display     what is to be seen, and what the terminal shows
-//   10. The scrollback         what was said
-//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   12. Starting
+// A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
 //
-// A line of the chat passes read(), take() and show() on its way to the screen, and write(), submit() and flush() on
-// its way from the keyboard. The words that the server's lines begin with are defined in docs/protocol.md. Sections 2
-// and 8 to 10 know nothing of the chat.
+//    1. The terminal           its modes, and that it is restored whatever happens
+//    2. The connection         lines over TCP
+//    3. The server's words     what its lines look like to a person
+//    4. The client             what both forms share; Client::read() is the reader
+//    5. The plain form         PlainClient::write() is its writer
+//
+// B, what people rely on: for looking things up, each section by itself.
+//
+//    6. The width of text      graphemes
+//    7. Keys and the editor    what was typed
+//    8. Canvas and display     what is to be seen, and what the terminal shows
+//    9. The scrollback         what was said
+//   10. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   11. Finding a server       on the local network, or at an address
+//   12. The helper command     a program that reaches the server: --via
+//   13. Starting               the options, and main()
+//
+// What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
+// and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
+// What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
+// press(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text(). You see it
+// yourself when the server sends it back. The words that the server's lines begin with are in docs/protocol.md.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -31,6 +39,7 @@
 #include <clocale>
 #include <condition_variable>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <filesystem>
@@ -53,28 +62,29 @@ using Lock = std::unique_lock<std::mutex>;
 
 std::string program;  // the name that it was started by, for messages
 
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+// =========================================================================================================
+// Part A: the chat
+// =========================================================================================================
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. The terminal
 //
-// Its settings belong to who started us, and are given back on every way out, a crash included. What signal handlers
+// Its settings belong to whoever started us, and are restored on every way out, a crash included. What signal handlers
 // need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
 
-enum TerminalMode { as_found, typing_hidden, whole_screen };
+enum TerminalMode { original, typing_hidden, whole_screen };
 
-termios terminal_as_found;                           // when its mode was changed
-std::atomic<TerminalMode> terminal_mode = as_found;  // if it is another, the terminal has to be given back
-std::atomic<pid_t> helper = 0;                       // the process of --via, which must not outlive us
-std::atomic<const Wakeup*> attention = nullptr;      // wakes the writer after a signal that concerns the screen
+termios original_settings;                           // of the terminal, when its mode was first changed
+std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the terminal has to be restored
+std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
+std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
 static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
 
-// The window's title is saved; the other screen, no wrapping, the mouse, focus and pastes told. And all of it undone.
+// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
 constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
 
+// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone.
 void write_to_terminal(std::string_view bytes) {
     while (!bytes.empty()) {
         const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
@@ -85,12 +95,12 @@ void write_to_terminal(std::string_view bytes) {
     }
 }
 
-// Any thread, and signal handlers.
+// Any thread, and signal handlers. Does nothing where there is no terminal.
 void set_terminal(TerminalMode mode) {
     if (mode == terminal_mode) return;
-    if (terminal_mode == as_found && tcgetattr(STDIN_FILENO, &terminal_as_found) != 0) return;
-    termios wanted = terminal_as_found;
-    if (mode != as_found) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
+    termios wanted = original_settings;
+    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
     if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
         wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
         wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
@@ -101,6 +111,7 @@ void set_terminal(TerminalMode mode) {
     if (mode == whole_screen) write_to_terminal(open_screen);
 }
 
+// Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
 
 void catch_signal(int number, void (*handler)(int), int flags = 0) {
@@ -113,22 +124,22 @@ void catch_signal(int number, void (*handler)(int), int flags = 0) {
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
     const int saved = errno;
-    set_terminal(as_found);
-    if (helper > 0) kill(helper, SIGTERM);
+    set_terminal(original);
+    if (helper_pid > 0) kill(helper_pid, SIGTERM);
     raise(number);
     errno = saved;
 }
 
 void wake_writer() {
-    const Wakeup* writer = attention;
+    const Wakeup* writer = screen_signal;
     if (writer != nullptr) writer->set();
 }
 
-// Ctrl-Z: the shell gets the terminal as it was, and we take it again after fg.
+// Ctrl-Z: the shell gets the terminal as it was, and we set it again after fg.
 void stop_by_signal(int number) {
     const int saved = errno;
     const TerminalMode mode = terminal_mode;
-    set_terminal(as_found);
+    set_terminal(original);
     catch_signal(number, SIG_DFL);
     sigset_t itself;
     sigemptyset(&itself);
@@ -141,6 +152,7 @@ void stop_by_signal(int number) {
     errno = saved;
 }
 
+// For main(), before any thread is started.
 void handle_signals() {
     const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
@@ -151,36 +163,43 @@ void handle_signals() {
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
-// Adds what can be read to something that keeps it; false at the end. Blocks while there is nothing.
-bool read_into(auto& keeper, int fd) {
+// Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is nothing.
+bool read_into(auto& buffer, int fd) {
     std::array<char, 65536> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
-    if (count > 0) keeper.add({bytes.data(), static_cast<std::size_t>(count)});
+    if (count > 0) buffer.add({bytes.data(), static_cast<std::size_t>(count)});
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// The standard input, line by line: a terminal's, or a pipe's.
+// poll(2): returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 with errno.
+template <std::size_t Count>
+int poll_any(std::array<pollfd, Count>& polled, int limit) {
+    return poll(polled.data(), static_cast<nfds_t>(Count), limit);
+}
+
+// The standard input, line by line: a terminal's, or a pipe's. One thread at a time.
 class Keyboard {
    public:
-    // Gives the next line; nothing at the end of the input, or when `stop` is set. Blocks until then.
+    // Returns the next line; nothing at the end of the input, or when `stop` is set. Blocks until then.
     std::optional<Line> read_line(const Wakeup& stop) {
         while (true) {
             if (std::optional<Line> line = lines_.next()) return line;
             if (at_end_) return lines_.last();
             std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
-            if (poll(polled.data(), polled.size(), -1) < 0) continue;
+            if (poll_any(polled, -1) < 0) continue;
             if (polled[1].revents != 0) return std::nullopt;
             at_end_ = !read_into(lines_, STDIN_FILENO);
         }
     }
 
-    // Asks a question before there is a connection; an empty answer, or none, takes the other.
-    std::string ask(const std::string& question, const std::string& otherwise) {
-        std::cout << question << (otherwise.empty() ? "" : " [" + otherwise + "]") << ": " << std::flush;
+    // Asks a question before there is a connection. Returns the answer, or the default if it is empty. Blocks until
+    // then; throws if the input ends and there is no default.
+    std::string ask(const std::string& question, const std::string& by_default) {
+        std::cout << question << (by_default.empty() ? "" : " [" + by_default + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
-        if (!answer && otherwise.empty()) throw std::runtime_error("the input ended before a server was chosen");
+        if (!answer && by_default.empty()) throw std::runtime_error("the input ended before a server was chosen");
         const std::string text(answer ? trim(answer->text) : "");
-        return text.empty() ? otherwise : text;
+        return text.empty() ? by_default : text;
     }
 
    private:
@@ -189,264 +208,77 @@ class Keyboard {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 2. The width of text
+// 2. The connection
 //
-// What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
-// two letters of a flag. On the screen and in the line that is typed they stay together.
+// TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
+// the server in its own way (--via, section 12): to the client that is a connection like any other.
 
-constexpr char32_t joiner = 0x200D;
+constexpr int connect_limit = 5000;  // milliseconds
 
-bool is_flag_letter(char32_t code) { return code >= 0x1F1E6 && code <= 0x1F1FF; }
-
-// Gives the columns of a character by itself; 1 for what the locale does not know.
-int columns_of(char32_t code) {
-    const int columns = wcwidth(static_cast<wchar_t>(code));
-    return columns < 0 ? 1 : columns;
-}
-
-// Accents, variation selectors, skin colours, and the tags of a flag change the character before them.
-bool is_attached(char32_t code) {
-    const bool skin = code >= 0x1F3FB && code <= 0x1F3FF;
-    const bool tag = code >= 0xE0020 && code <= 0xE007F;
-    return code >= 0x300 && (skin || tag || code == joiner || columns_of(code) == 0);
-}
-
-// Gives the bytes of the first grapheme of a text, which is not empty. Bounded, whatever the text is.
-std::size_t grapheme(std::string_view text) {
-    constexpr int most_characters = 16;
-    constexpr char32_t first_symbol = 0x2190;  // joiners join nothing before it
-    Character last = decode_utf8(text);
-    std::size_t bytes = last.bytes;
-    bool half_a_flag = is_flag_letter(last.code);
-    for (int count = 1; bytes < text.size() && count < most_characters; ++count) {
-        const Character next = decode_utf8(text.substr(bytes));
-        const bool joined = last.code == joiner && next.code >= first_symbol;
-        const bool flag = half_a_flag && is_flag_letter(next.code);
-        if (!is_attached(next.code) && !joined && !flag) break;
-        half_a_flag = false;
-        bytes += next.bytes;
-        last = next;
-    }
-    return bytes;
-}
-
-// Gives the columns of a grapheme: 1 or 2.
-int grapheme_columns(std::string_view text) {
-    const Character first = decode_utf8(text);
-    const bool flag = is_flag_letter(first.code) && text.size() > first.bytes;
-    const bool as_emoji = text.find("\xEF\xB8\x8F") != std::string_view::npos;  // U+FE0F
-    return flag || as_emoji ? 2 : std::max(columns_of(first.code), 1);
-}
-
-// Takes the first grapheme off a text, which is not empty.
-std::string_view take_grapheme(std::string_view& text) {
-    const std::string_view first = text.substr(0, grapheme(text));
-    text.remove_prefix(first.size());
-    return first;
-}
-
-int columns_of(std::string_view text) {
-    int columns = 0;
-    while (!text.empty()) columns += grapheme_columns(take_grapheme(text));
-    return columns;
-}
-
-// Gives text with spaces behind it, or cut off, so that it takes so many columns.
-std::string padded(std::string_view text, int columns) {
-    std::string result;
-    while (!text.empty()) {
-        const std::string_view next = take_grapheme(text);
-        const int wide = grapheme_columns(next);
-        if (wide > columns) break;
-        result += next;
-        columns -= wide;
-    }
-    return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// 3. Finding a server
-//
-// A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
-// is a stranger's claim, and is checked, cleaned and bounded.
-
-struct Address {
-    std::string host, port;
-    bool operator==(const Address&) const = default;
-};
-
-// Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
-Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
-    Address address{text, std::string(default_port)};
-    const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
-    const std::size_t colon = text.rfind(':');
-    if (bracket != std::string::npos) {
-        address.host = text.substr(1, bracket - 1);
-        if (bracket + 1 < text.size()) address.port = text.substr(std::min(bracket + 2, text.size()));
-    } else if (colon != std::string::npos && colon == text.find(':')) {
-        address = {text.substr(0, colon), text.substr(colon + 1)};
-    }
-    if (port) address.port = *port;
-    if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
-    return address;
-}
-
-struct Found {
-    Address address;
-    std::string people, title;
-    bool password = false;
-};
-
-constexpr std::size_t most_found = 64;
-
-using Interfaces = std::unique_ptr<ifaddrs, decltype(&freeifaddrs)>;
-
-Interfaces list_interfaces() {
-    ifaddrs* list = nullptr;
-    if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
-    return {list, freeifaddrs};
-}
-
-// The sockets' calls know addresses of all families by this type.
-sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
-
-in_addr_t internet_address(const sockaddr* address) {
-    return address != nullptr && address->sa_family == AF_INET
-               ? reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr
-               : INADDR_ANY;
-}
-
-void ask_everybody(const Fd& socket, const std::string& question, const ifaddrs* interfaces) {
-    std::vector<in_addr_t> everybody{htonl(0x7FFFFFFF)};  // 127.255.255.255: all on this machine
-    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
-        if ((at->ifa_flags & IFF_BROADCAST) == 0 || internet_address(at->ifa_addr) == INADDR_ANY) continue;
-        everybody.push_back(internet_address(at->ifa_addr) | ~internet_address(at->ifa_netmask));
-    }
-    for (const in_addr_t address : everybody) {
-        sockaddr_in to{};
-        to.sin_family = AF_INET;
-        to.sin_port = htons(discovery_port);
-        to.sin_addr.s_addr = address;
-        sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
-    }
-}
-
-// Takes an answer apart, or gives nothing if it is none to our question.
-std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
-    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
-    Found found;
-    found.address.port = take_word(answer);
-    found.people = take_word(answer);
-    const std::string_view login = take_word(answer);
-    found.password = login == "password";
-    found.title = clean(answer);
-    const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
-    return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
-}
-
-// A server on this machine answers on each of its networks: it is taken for one.
-std::string sender_text(sockaddr_in& from, const ifaddrs* interfaces) {
-    for (const ifaddrs* at = interfaces; at != nullptr; at = at->ifa_next) {
-        if (internet_address(at->ifa_addr) == from.sin_addr.s_addr) return "127.0.0.1";
-    }
-    return address_text(generic(from), sizeof from);
-}
-
-void add_if_new(std::vector<Found>& all, const Found& found) {
-    const bool known =
-        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
-    if (!known && all.size() < most_found) all.push_back(found);
-}
-
-// Takes in the answers that come until a time.
-void collect_answers(const Fd& socket, std::string_view nonce, const ifaddrs* interfaces, Clock::time_point until,
-                     std::vector<Found>& all) {
-    while (Clock::now() < until) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-        pollfd polled{socket.get(), POLLIN, 0};
-        if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
-        std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
-        sockaddr_in from{};
-        socklen_t length = sizeof from;
-        const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
-        if (count <= 0) continue;
-        std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
-        if (!found) continue;
-        found->address.host = sender_text(from, interfaces);
-        add_if_new(all, *found);
-    }
-}
-
-// Gives the servers that answer within a second. Throws if this cannot be asked at all.
-std::vector<Found> find_servers() {
-    const Interfaces interfaces = list_interfaces();
-    const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
-    if (!socket) throw_errno("socket");
-    set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
-    std::random_device random;
-    const std::string nonce = std::to_string(random()) + std::to_string(random());
-    std::vector<Found> all;
-    for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
-        ask_everybody(socket, make_question(nonce), interfaces.get());
-        collect_answers(socket, nonce, interfaces.get(), Clock::now() + 500ms, all);
-    }
-    return all;
-}
-
-void print(const std::vector<Found>& all) {
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const Found& found = all[i];
-        std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
-                  << padded(found.address.host + ':' + found.address.port, 21) << "  " << found.people << " there"
-                  << (found.password ? ", password needed\n" : "\n");
-    }
-}
-
-// Lets the person choose a server, or say where there is one.
-Address choose_server(Keyboard& keyboard) {
-    std::vector<Found> all;
-    if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
-        std::cout << "Looking for servers on the local network ..." << std::endl;
-        all = find_servers();
-        std::cout << (all.empty() ? "None has answered.\n" : "");
-    }
-    if (all.empty()) {
-        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
-        return read_address(address.host, keyboard.ask("Port", address.port));
-    }
-    print(all);
-    while (true) {
-        const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
-        const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
-        if (number) return all[static_cast<std::size_t>(*number - 1)].address;
-        if (!answer.empty() && !parse_number(answer, 0, LONG_MAX)) return read_address(answer);
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// 4. The connection
-//
-// A TCP connection, or a program that was started to reach the server in its own way (--via): then its standard input
-// and output are our socket's other end, and what it says on its standard error is told as well.
-
-constexpr auto connect_limit = 5s;
-
-// Where the server is, looked up once: whoever comes back does not have to wait for name servers.
+// Where the server is, looked up once: a client that reconnects does not have to wait for name servers.
 struct Target {
     std::string name;  // for the person
     std::string via;   // a command; empty: the addresses
     AddressList addresses{nullptr, freeaddrinfo};
 };
 
-// Connects, and gives 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
+class Connection {
+   public:
+    explicit Connection(Fd socket) : socket_(std::move(socket)) {}
+    virtual ~Connection() = default;
+
+    // Returns the lines that have come, cleaned: the server is not trusted to have done it (promise 3). None: the
+    // connection has ended. Blocks until then. Only the reader.
+    std::vector<std::string> receive() {
+        std::vector<std::string> lines;
+        while (receive_into(lines) && lines.empty()) continue;
+        return lines;
+    }
+
+    // Returns how many bytes the kernel has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
+    // connection that is broken takes everything; it is the reader that finds out.
+    std::size_t send_text(std::string_view text, int flags) const {
+        std::size_t sent = 0;
+        while (sent < text.size()) {
+            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
+            if (count < 0 && errno == EAGAIN) return sent;
+            if (count < 0 && errno != EINTR) return text.size();
+            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
+        }
+        return sent;
+    }
+
+    int fd() const { return socket_.get(); }
+
+    // Any thread: the other's receive() or send_text() ends. The socket is closed when nobody uses it any more.
+    void end() const { shutdown(socket_.get(), SHUT_RDWR); }
+
+   protected:
+    // Waits until something comes, and adds the lines that are whole now. False: the connection has ended.
+    virtual bool receive_into(std::vector<std::string>& lines) {
+        const bool open = read_into(inbox_, socket_.get());
+        while (const std::optional<Line> line = inbox_.next()) {
+            lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
+        }
+        return open;
+    }
+
+   private:
+    const Fd socket_;
+    LineBuffer inbox_{max_server_line};
+};
+
+// Section 12: starts a command and returns the connection to it. `may_ask`: it may use the terminal, as ssh
+// does to ask for a password. Does not wait for the command. Throws if it cannot be started.
+std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
+
+// Connects. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
+    fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
     std::array<pollfd, 2> polled{{{socket.get(), POLLOUT, 0}, {stop.fd(), POLLIN, 0}}};
-    const int limit = std::chrono::milliseconds(connect_limit).count();
-    int ready = 0;
-    do ready = poll(polled.data(), polled.size(), limit);
-    while (ready < 0 && errno == EINTR);
+    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
     if (polled[0].revents == 0) return ETIMEDOUT;
     int error = 0;
     socklen_t length = sizeof error;
@@ -464,7 +296,7 @@ std::string connect_advice(int error) {
 Fd connect_to(const Target& target, const Wakeup& stop) {
     std::string problem = "connect to " + target.name + ":";
     for (const addrinfo* at = target.addresses.get(); at != nullptr; at = at->ai_next) {
-        Fd socket(::socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, at->ai_protocol));
+        Fd socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
         const int error = socket ? connect_within_limit(socket, *at, stop) : errno;
         if (error == 0) return socket;
         const bool several = target.addresses->ai_next != nullptr;
@@ -474,139 +306,21 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
     throw std::runtime_error(problem);
 }
 
-// In the child, after fork(): becomes the command. What is called here is async-signal-safe.
-[[noreturn]] void become(char* const* arguments, int socket, int errors, bool may_ask) {
-    dup2(socket, STDIN_FILENO);
-    dup2(socket, STDOUT_FILENO);
-    dup2(errors, STDERR_FILENO);
-    signal(SIGPIPE, SIG_DFL);
-    if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
-    execv("/bin/sh", arguments);
-    _exit(127);
+// Returns a connection to the server. Blocks for connect_limit at most for each address, or until `stop` is set.
+// Throws if there is none to be had. may_ask: as in start_helper().
+std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
+    if (!target.via.empty()) return start_helper(target.via, may_ask);
+    Fd socket = connect_to(target, stop);
+    watch_for_vanishing(socket);
+    return std::make_shared<Connection>(std::move(socket));
 }
 
-class Connection {
-   public:
-    // Blocks until there is one. may_ask: a command may use the terminal, as ssh does to ask for a password. Throws.
-    Connection(const Target& target, const Wakeup& stop, bool may_ask) {
-        if (target.via.empty()) {
-            socket_ = connect_to(target, stop);
-            watch_for_vanishing(socket_);
-        } else {
-            start(target.via, may_ask);
-        }
-    }
-    Connection(const Connection&) = delete;
-    Connection& operator=(const Connection&) = delete;
-    ~Connection() { end_helper(); }
-
-    // Says how many bytes the system has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
-    // connection that is broken takes everything; it is the reader who finds out.
-    [[nodiscard]] std::size_t send_text(std::string_view text, int flags) const {
-        std::size_t sent = 0;
-        while (sent < text.size()) {
-            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
-            if (count < 0 && errno == EAGAIN) return sent;
-            if (count < 0 && errno != EINTR) return text.size();
-            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
-        }
-        return sent;
-    }
-
-    [[nodiscard]] int fd() const { return socket_.get(); }
-
-    // Gives the lines that have come, cleaned: the server is not trusted to have done it (promise 3). Nothing at the
-    // end of the connection. Blocks until then. Only the reader.
-    std::optional<std::vector<std::string>> receive() {
-        while (true) {
-            const bool open = fill_all();
-            std::vector<std::string> lines = whole_lines();
-            if (!lines.empty()) return lines;
-            if (!open) return std::nullopt;
-        }
-    }
-
-    // Any thread: the other's recv() or send() ends.
-    void end() const { shutdown(socket_.get(), SHUT_RDWR); }
-
-   private:
-    // Waits until something comes. False: the connection has ended, and the command has said its last words.
-    bool fill_all() {
-        std::array<pollfd, 2> polled{{{socket_.get(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
-        if (poll(polled.data(), polled.size(), -1) < 0) return true;
-        if (polled[1].revents != 0 && !read_into(told_, errors_.get())) errors_ = Fd();
-        const bool open = polled[0].revents == 0 || read_into(inbox_, socket_.get());
-        if (!open) hear_last_words();
-        return open;
-    }
-
-    std::vector<std::string> whole_lines() {
-        std::vector<std::string> lines;
-        while (const std::optional<Line> line = told_.next()) {
-            if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
-        }
-        while (const std::optional<Line> line = inbox_.next()) {
-            lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
-        }
-        return lines;
-    }
-
-    void start(const std::string& command, bool may_ask) {
-        std::array<int, 2> sockets{}, errors{};
-        if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets.data()) != 0) throw_errno("socketpair");
-        socket_ = Fd(sockets[0]);
-        const Fd its_socket(sockets[1]);
-        if (pipe(errors.data()) != 0) throw_errno("pipe");
-        errors_ = Fd(errors[0]);
-        const Fd its_errors(errors[1]);
-        for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
-        std::string shell = "sh", option = "-c", line = "exec " + command;
-        const std::array<char*, 4> arguments{shell.data(), option.data(), line.data(), nullptr};
-        helper_ = fork();
-        if (helper_ < 0) throw_errno("fork");
-        if (helper_ == 0) become(arguments.data(), its_socket.get(), its_errors.get(), may_ask);
-        helper = helper_;
-    }
-
-    // A command that has ended may have said why.
-    void hear_last_words() {
-        if (helper_ <= 0) return;
-        pollfd polled{errors_.get(), POLLIN, 0};
-        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(told_, errors_.get())) continue;
-        const int status = end_helper();
-        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
-            told_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
-        }
-    }
-
-    // Ends the command, if it has not ended by itself, and gives its status.
-    int end_helper() {
-        int status = 0;
-        if (helper_ <= 0) return status;
-        end();
-        bool gone = waitpid(helper_, &status, WNOHANG) != 0;
-        if (!gone) kill(helper_, SIGTERM);
-        for (int i = 0; i < 100 && !gone; ++i) {
-            std::this_thread::sleep_for(10ms);
-            gone = waitpid(helper_, &status, WNOHANG) != 0;
-        }
-        if (!gone && kill(helper_, SIGKILL) == 0) waitpid(helper_, &status, 0);
-        helper = 0;
-        helper_ = 0;
-        return status;
-    }
-
-    Fd socket_, errors_;
-    pid_t helper_ = 0;  // 0: there is none
-    LineBuffer inbox_{max_server_line}, told_{max_line};
-};
-
 // ---------------------------------------------------------------------------------------------------------
-// 5. What the server's words look like
+// 3. The server's words
 //
-// A line begins with the time and then with who speaks: "alice:" for what is said, "*" for /me, "alice -> bob:" in
-// private; "--" and "!!" are the server's notices and refusals, and "==" is /echo. No name looks like these marks. So
-// they are told apart without colours too.
+// A line is shown with the time first and then its speaker: "alice:" for what is said, "*" for /me, "alice -> bob:" in
+// private; "--" and "!!" are the server's notices and errors, and "==" is /echo. No name looks like these marks, so
+// that they can be told apart without colours too. Nothing here blocks or throws, and any thread may call it.
 
 enum class Style : unsigned char { plain, faint, error, whisper, mention, mark, bar, button, chosen, names };
 
@@ -618,14 +332,14 @@ struct Entry {
     std::string text = {};
 };
 
-// Gives the time of day, and the date if it is not today's.
+// Returns the time of day, and the date if it is not today's.
 std::string time_shown(std::time_t time) {
     const char* day = "%Y-%m-%d";
     const bool today = local_time(time, day) == local_time(std::time(nullptr), day);
     return local_time(time, today ? "%H:%M" : "%Y-%m-%d %H:%M");
 }
 
-// Gives a time on the wire (utc_time()) as a time; 0 if it is none.
+// Returns a time on the wire (utc_time()) as a time; 0 if it is none.
 std::time_t wire_time(const std::string& text) {
     std::tm parts{};
     const char* end = strptime(text.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);
@@ -677,8 +391,8 @@ struct Message {
         for (std::size_t i = 0; i < form->fields; ++i) fields.at(i) = take_word(text);
     }
 
-    // Gives what it looks like to a person.
-    [[nodiscard]] Entry entry() const {
+    // Returns what it looks like to a person.
+    Entry entry() const {
         Entry entry{time, form->style, form->look.starts_with("%1") ? fields[0].size() : 0};
         for (std::size_t i = 0; i < form->look.size(); ++i) {
             if (form->look[i] != '%') {
@@ -691,7 +405,7 @@ struct Message {
         return entry;
     }
 
-    bool past;
+    bool past;  // said before we came
     std::time_t time = std::time(nullptr);
     std::string_view word, text;
     std::array<std::string_view, 5> fields = {};
@@ -699,76 +413,75 @@ struct Message {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 6. The client: what both forms share
+// 4. The client: what both forms share
 //
 // It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
-// when the connection breaks it comes back. How lines are shown and typed is left to the two forms, plain and screen.
+// reconnects when the connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
+//
+// One mutex guards what the reader and the writer share. All that follows is called with the mutex held, except what
+// says that it locks it. While it is held, nothing waits for the socket or the keyboard.
 
 // What the line that is typed next answers.
 enum class Question { none, name, password, new_password, repeated_password };
 
-struct RoomListed {
+struct ListedRoom {
     long number = 0, people = 0;
     std::string name, creator;
     std::time_t created = 0;
-    bool code = false;  // is needed
-};
-
-struct Options {
-    std::optional<std::string> name, host, port, via;
-    bool plain = false, list = false;
-    std::string color = "auto", bell = "mention";
+    bool needs_code = false;
 };
 
 class Client {
    public:
-    Client(Target target, const Options& options) : target_(std::move(target)), name_to_send_(options.name) {
-        server_ = std::make_shared<Connection>(target_, over_, true);
-    }
-    Client(const Client&) = delete;
-    Client& operator=(const Client&) = delete;
+    // Connects: blocks and throws as open_connection() does. name: to log in with; none: the person is asked.
+    Client(Target target, std::optional<std::string> name)
+        : target_(std::move(target)), server_(open_connection(target_, stop_, true)), name_to_send_(std::move(name)) {}
     virtual ~Client() = default;
 
-    // Blocks until the chat is over, and gives the exit status.
+    // Starts both threads. Blocks until the chat is over, and returns the exit status.
     int run() {
         std::thread reader(&Client::read, this);
-        if (wait_until([this] { return heard_; })) write();
+        std::thread writer([this] {
+            name_thread("writer");
+            if (wait_until([this] { return greeted_; })) write();
+        });
+        writer.join();
         reader.join();
-        set_terminal(as_found);
-        say_goodbye();
+        set_terminal(original);
+        print_end();
         return exit_status_;
     }
 
    protected:
-    // What the forms do in their own ways. The first two are called with the mutex held.
+    // What the forms do in their own ways.
     virtual void show(const Message& message, Entry entry) = 0;
-    virtual void changed() = 0;  // lines have been shown, or a question came: time to let the person see it
-    virtual void write() = 0;    // the writer: blocks until the chat is over
-    virtual void say_goodbye() {
-        if (!why_.empty()) std::cerr << why_ << std::endl;
+    virtual void refresh() = 0;  // lines have been shown, or a question came: time to let the person see it
+    virtual void write() = 0;    // the writer: locks; blocks until the chat is over
+    virtual void print_end() {   // both threads have ended
+        if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    [[nodiscard]] virtual bool anybody_looks() const { return true; }
+    virtual bool output_works() const { return true; }
 
-    // The writer: waits until something holds; false if the chat is over before.
+    // The writer: waits until something holds; false if the chat is over before. Locks.
     template <typename Condition>
     bool wait_until(Condition holds) {
         Lock lock(mutex_);
-        happened_.wait(lock, [&] { return ended_ || holds(); });
+        changed_.wait(lock, [&] { return ended_ || holds(); });
         return !ended_;
     }
 
-    // The writer: takes a line that the person has entered, to be sent by flush(). False: not now.
-    bool submit(const Lock& lock, const std::string& text) {
-        if (question_ == Question::none && !welcome_) return false;
-        if (question_ >= Question::password && !take_password(lock, text)) return true;
-        if (question_ == Question::none) leaving_ = same_name(trim(text), "/quit") || same_name(trim(text), "/exit");
+    // The writer: queues a line that the person has entered, for flush(). False: not now, and it is not queued.
+    bool submit(const std::string& text) {
+        if (question_ == Question::none && !logged_in_) return false;
+        if (question_ >= Question::password && !accept_password(text)) return true;
+        if (question_ == Question::none) quitting_ = is_quit(text);
         question_ = Question::none;
         (outgoing_ += text) += '\n';
         return true;
     }
 
     // The writer: sends what was submitted; without MSG_DONTWAIT in `flags` it blocks while the server takes nothing.
-    // Gives the connection if it has not taken all.
+    // Returns the connection if it has not taken all. Locks, but not while it sends.
     std::shared_ptr<Connection> flush(int flags) {
         Lock lock(mutex_);
         const std::shared_ptr<Connection> server = server_;
@@ -780,224 +493,218 @@ class Client {
         return sent == text.size() ? nullptr : server;
     }
 
-    // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
-    void quit(const Lock& lock) {
-        if (question_ == Question::none && submit(lock, "/quit")) return;
-        exit_status_ = 0;
-        give_up(lock, "");
+    static bool is_quit(std::string_view line) {
+        return same_name(trim(line), "/quit") || same_name(trim(line), "/exit");
     }
 
-    // Any thread: ends the chat from our side.
-    void give_up(const Lock& /*held*/, const std::string& why) {
-        if (!why.empty()) why_ = "client: " + why;
-        leaving_ = true;
-        ended_ = true;
-        happened_.notify_all();
-        over_.set();
+    // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
+    void quit() {
+        if (question_ == Question::none && submit("/quit")) return;
+        exit_status_ = 0;
+        end_chat();
+    }
+
+    // Any thread: ends the chat from our side. error: what to tell, if that is not as the person wishes.
+    void end_chat(const std::string& error = "") {
+        if (!error.empty()) error_ = error;
+        quitting_ = ended_ = true;
+        changed_.notify_all();
+        stop_.set();
         server_->end();
     }
 
-    // Shows something of our own.
-    void tell(const Lock& /*held*/, std::string_view line) {
+    // Shows something of our own, in the server's words.
+    void show_notice(std::string_view line) {
         const Message message(line);
         show(message, message.entry());
     }
 
     const Target target_;
-    Wakeup over_;                        // set once, when the chat is over
-    Wakeup attention_;                   // set when the writer should look up
+    Wakeup stop_;                        // set once, when the chat is over
     std::chrono::milliseconds pace_{0};  // the reader's pause after what it has shown: more is shown at once
 
     // All that follows is guarded by the mutex.
     std::mutex mutex_;
-    std::condition_variable happened_;
+    std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
-    bool welcome_ = false;                        // the login is complete, and the connection stands
+    bool logged_in_ = false;                      // the login is complete, and the connection stands
     bool ended_ = false;                          // the chat is over
-    std::string why_;                             // it is, if the server has not told why
-    std::string farewell_;                        // what the server told
+    std::string error_;                           // why it is, if the server has not told
+    std::string server_reason_;                   // what the server told
     std::string trouble_;                         // what is wrong with the connection now
     std::string name_;                            // ours, as the server has it
     std::string room_ = "public";                 // where we are
     std::string code_ = "-";                      // of that room
     std::string owner_;                           // of that room
     std::map<std::string, std::string> members_;  // of that room: folded name to name
-    std::deque<std::string> speakers_;            // who spoke last comes first
-    std::vector<RoomListed> rooms_;               // as listed last
+    std::deque<std::string> speakers_;            // the latest comes first
+    std::vector<ListedRoom> rooms_;               // as listed last
 
    private:
-    static constexpr std::size_t most_listed = 10000;  // members or rooms: a server could name a million
-    static constexpr std::size_t most_speakers = 100;
-    static constexpr std::chrono::seconds first_wait{1}, longest_wait{30};  // before tries to come back
+    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
+    static constexpr std::size_t max_speakers = 100;
+    static constexpr std::chrono::seconds first_delay{1}, max_delay{30};  // before reconnecting
 
     // ---- The reader
 
+    // Locks; so does what it calls, except handle_line().
     void read() {
+        name_thread("reader");
         do {
-            const std::shared_ptr<Connection> server = server_;
-            while (const std::optional<std::vector<std::string>> lines = server->receive()) {
-                if (!take_all(*lines)) break;
-                std::this_thread::sleep_for(pace_);
-            }
-        } while (come_back());
+            while (handle_lines(server_->receive())) std::this_thread::sleep_for(pace_);
+        } while (reconnect());
         const Lock lock(mutex_);
-        if (!dismissed_ && !ended_ && anybody_looks()) why_ = "client: the connection was lost";
-        give_up(lock, "");
+        if (!server_ended_ && !ended_ && output_works()) error_ = "the connection was lost";
+        end_chat();
     }
 
-    // False: what may come after these does not matter any more.
-    bool take_all(const std::vector<std::string>& lines) {
+    // False: the connection has ended, or what may still come does not matter any more.
+    bool handle_lines(const std::vector<std::string>& lines) {
+        if (lines.empty()) return false;
         const Lock lock(mutex_);
-        for (const std::string& line : lines) take(lock, line);
-        heard_ = true;
-        changed();
-        happened_.notify_all();
-        return !dismissed_ && anybody_looks();
+        for (const std::string& line : lines) handle_line(line);
+        greeted_ = true;
+        refresh();
+        changed_.notify_all();
+        return !server_ended_ && output_works();
     }
 
-    void take(const Lock& lock, std::string_view line) {
-        struct Act {
-            std::string_view word;
-            void (Client::*act)(const Lock&, const Message&);
-        };
-        // clang-format off
-        static constexpr Act acts[] = {
-            {"NICK", &Client::asked_name},  {"PASS", &Client::asked_password}, {"NEWPASS", &Client::asked_new},
-            {"WELCOME", &Client::welcomed}, {"ROOM", &Client::entered},        {"WHO", &Client::named},
-            {"JOIN", &Client::joined},      {"LEAVE", &Client::left},          {"OWNER", &Client::owned},
-            {"SAY", &Client::said},         {"ME", &Client::said},             {"ROOMS", &Client::list_begins},
-            {"LIST", &Client::listed},      {"BYE", &Client::turned_away},     {"REFUSE", &Client::turned_away},
-            {"BAN", &Client::turned_away},
-        };
-        // clang-format on
+    void handle_line(std::string_view line) {
+        if (server_ended_) return;
         const Message message(line);
-        if (dismissed_) return;
         show(message, message.entry());
-        for (const Act& known : acts) {
-            if (known.word == message.word && !message.past) (this->*known.act)(lock, message);
-        }
+        if (!message.past) update(message);
+    }
+
+    // Keeps what we know up to date.
+    void update(const Message& message) {
+        const std::string_view word = message.word, name = message.fields[0];
+        if (word == "NICK") answer_name();
+        if (word == "PASS") answer_password();
+        if (word == "NEWPASS") question_ = Question::new_password;
+        if (word == "WELCOME") complete_login(name);
+        if (word == "ROOM") enter_room(name, message.fields[1]);
+        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
+        if (word == "JOIN") add_members(name);
+        if (word == "LEAVE") members_.erase(fold(name));
+        if (word == "OWNER") owner_ = name;
+        if (word == "SAY" || word == "ME") add_speaker(std::string(name));
+        if (word == "ROOMS") begin_list(message.fields[0]);
+        if (word == "LIST") list_room(message);
+        if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
 
     // ---- The login
 
-    // Passwords are kept in memory alone, to come back with.
-    bool take_password(const Lock& lock, const std::string& text) {
+    // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
+    bool accept_password(const std::string& text) {
         if (question_ == Question::new_password && on_terminal()) {
             question_ = Question::repeated_password;
             password_ = text;
-            tell(lock, "INFO The same once more, please.");
+            show_notice("INFO The same once more, please.");
             return false;
         }
         if (question_ == Question::repeated_password && text != password_) {
             question_ = Question::new_password;
-            tell(lock, "ERR That was not the same. Once again: the new password, please.");
+            show_notice("ERR That was not the same. Once again: the new password, please.");
             return false;
         }
         password_ = text;
         return true;
     }
 
-    void answer(const std::string& text) {
+    void send_answer(const std::string& text) {
         if (server_->send_text(text + '\n', MSG_DONTWAIT) <= text.size()) server_->end();  // a login is never that long
     }
 
-    void asked_name(const Lock& lock, const Message& /*message*/) {
+    void answer_name() {
         if (name_to_send_ && !name_to_send_->empty()) {
-            answer(std::exchange(*name_to_send_, ""));
-        } else if (returning_) {  // the server has not yet noticed that we were gone
+            send_answer(std::exchange(*name_to_send_, ""));
+        } else if (reconnecting_) {  // the server has not yet noticed that we were gone
             server_->end();
         } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
-            give_up(lock, "the server did not take the name");
+            end_chat("the server did not take the name");
         } else {
             question_ = Question::name;
         }
     }
 
-    void asked_password(const Lock& /*held*/, const Message& /*message*/) {
-        if (returning_ && !password_to_send_.empty()) return answer(std::exchange(password_to_send_, ""));
+    void answer_password() {
+        if (reconnecting_ && !password_to_send_.empty()) return send_answer(std::exchange(password_to_send_, ""));
         question_ = Question::password;
     }
 
-    void asked_new(const Lock& /*held*/, const Message& /*message*/) { question_ = Question::new_password; }
-
-    void welcomed(const Lock& /*held*/, const Message& message) {
-        name_ = message.fields[0];
-        welcome_ = true;
-        wait_ = first_wait;
+    void complete_login(std::string_view name) {
+        name_ = name;
+        logged_in_ = true;
+        delay_ = first_delay;
         trouble_.clear();
-        if (std::exchange(returning_, false) && !same_name(room_, "public")) {
-            answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
+        if (std::exchange(reconnecting_, false) && !same_name(room_, "public")) {
+            send_answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
         }
     }
 
-    // ---- The room, who is in it, and the others
+    // ---- The room, who is in it, and the other rooms
 
-    void entered(const Lock& /*held*/, const Message& message) {
-        room_ = valid_name(message.fields[0]) ? message.fields[0] : "?";
-        code_ = message.fields[1];
+    void enter_room(std::string_view name, std::string_view code) {
+        room_ = valid_name(name) ? name : "?";
+        code_ = code;
         owner_.clear();
         members_.clear();
     }
 
-    void add_member(std::string_view name) {
-        if (valid_name(name) && members_.size() < most_listed) members_[fold(name)] = name;
+    void add_members(std::string_view names) {
+        while (!names.empty()) {
+            const std::string_view name = take_word(names);
+            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
+        }
     }
 
-    void named(const Lock& /*held*/, const Message& message) {
-        if (!same_name(message.fields[0], room_)) return;
-        for (std::string_view rest = message.text; !rest.empty();) add_member(take_word(rest));
+    void add_speaker(const std::string& name) {
+        if (!valid_name(name)) return;
+        std::erase(speakers_, name);
+        speakers_.push_front(name);
+        if (speakers_.size() > max_speakers) speakers_.pop_back();
     }
 
-    void owned(const Lock& /*held*/, const Message& message) { owner_ = message.fields[0]; }
-    void joined(const Lock& /*held*/, const Message& message) { add_member(message.fields[0]); }
-    void left(const Lock& /*held*/, const Message& message) { members_.erase(fold(message.fields[0])); }
-
-    void said(const Lock& /*held*/, const Message& message) {
-        const std::string speaker(message.fields[0]);
-        if (!valid_name(speaker) || (!speakers_.empty() && speakers_.front() == speaker)) return;
-        speakers_.erase(std::remove(speakers_.begin(), speakers_.end(), speaker), speakers_.end());
-        speakers_.push_front(speaker);
-        if (speakers_.size() > most_speakers) speakers_.pop_back();
-    }
-
-    void list_begins(const Lock& /*held*/, const Message& message) {
+    void begin_list(std::string_view count) {
         listing_.clear();
-        left_to_list_ = parse_number(message.fields[0], 0, LONG_MAX).value_or(0);
+        left_to_list_ = parse_number(count, 0, LONG_MAX).value_or(0);
     }
 
     // The list is shown when it is complete.
-    void listed(const Lock& /*held*/, const Message& message) {
+    void list_room(const Message& message) {
         const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
         const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < most_listed) {
+        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
             const std::time_t created = wire_time(std::string(message.fields[4]));
             listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
         }
         if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
-    // ---- The end, and coming back
+    // ---- The end, and reconnecting
 
-    // Whoever was silent for too long may not come back by itself either: the limit would be none.
-    void turned_away(const Lock& /*held*/, const Message& message) {
-        farewell_ = message.text;
-        dismissed_ = true;
+    // A client that was silent for too long may not return by itself either: there would be no limit.
+    void end_by_server(const Message& message) {
+        server_reason_ = message.text;
+        server_ended_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login.
-    bool come_back() {
+    bool reconnect() {
         Lock lock(mutex_);
-        if (name_.empty() || dismissed_ || leaving_ || !on_terminal()) return false;
-        welcome_ = false;
-        returning_ = true;
+        if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
+        logged_in_ = false;
+        reconnecting_ = true;
         question_ = Question::none;
         for (std::string problem = "The connection was lost"; !ended_;) {
-            const std::chrono::seconds wait = std::exchange(wait_, std::min(wait_ * 2, longest_wait));
-            trouble_ = "trying again in " + std::to_string(wait.count()) + " s";
-            if (wait < longest_wait) tell(lock, "ERR " + problem + "; " + trouble_ + ".");
-            changed();
-            happened_.wait_for(lock, wait, [this] { return ended_; });
+            const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
+            trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
+            if (delay < max_delay) show_notice("ERR " + problem + "; " + trouble_ + ".");
+            refresh();
+            changed_.wait_for(lock, delay, [this] { return ended_; });
             lock.unlock();
             problem = connect_again();
             lock.lock();
@@ -1006,10 +713,10 @@ class Client {
         return false;
     }
 
-    // Says what went wrong, if anything did. Blocks for connect_limit at most, without the mutex.
+    // Returns what went wrong, if anything did. Blocks as open_connection() does.
     std::string connect_again() {
         try {
-            auto server = std::make_shared<Connection>(target_, over_, false);
+            std::shared_ptr<Connection> server = open_connection(target_, stop_, false);
             const Lock lock(mutex_);
             server_ = std::move(server);
             name_to_send_ = name_;
@@ -1022,30 +729,31 @@ class Client {
     }
 
     // Guarded by the mutex.
-    std::shared_ptr<Connection> server_;       // replaced by the reader alone
-    std::string outgoing_;                     // lines, to be sent by flush()
-    bool heard_ = false;                       // the server's first line is here
-    bool dismissed_ = false;                   // the server has ended the chat for good
-    bool leaving_ = false;                     // we have
-    int exit_status_ = 1;                      // what to exit with
-    std::optional<std::string> name_to_send_;  // when asked: from --name, or to come back; empty once it was sent
-    std::string password_, password_to_send_;  // likewise
-    bool returning_ = false;                   // to a chat in which we were before
-    std::chrono::seconds wait_ = first_wait;   // before the next try to come back
-    std::vector<RoomListed> listing_;          // of an answer that is not complete
-    long left_to_list_ = 0;                    // how many there will be
+    std::shared_ptr<Connection> server_;  // replaced by the reader alone
+    std::string outgoing_;                // lines, to be sent by flush()
+    bool greeted_ = false;                // the server's first line is here
+    bool server_ended_ = false;           // the server has ended the chat: it rejected or disconnected us, or we quit
+    bool quitting_ = false;               // we have, or are about to
+    int exit_status_ = 1;                 // what to exit with
+    std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
+    std::string password_, password_to_send_;   // likewise
+    bool reconnecting_ = false;                 // to a chat in which we were before
+    std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
+    std::vector<ListedRoom> listing_;           // of an answer that is not complete
+    long left_to_list_ = 0;                     // how many there will be
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 7. The plain form
+// 5. The plain form
 //
 // Lines in, lines out: on a terminal, and in pipes, where the next line is read only when it is the server's turn to
 // take one. The end of the input means /quit.
 
 class PlainClient : public Client {
    public:
-    PlainClient(Target target, const Options& options, Keyboard& keyboard)
-        : Client(std::move(target), options), keyboard_(keyboard) {}
+    // As Client(). The keyboard has to outlive it.
+    PlainClient(Target target, std::optional<std::string> name, Keyboard& keyboard)
+        : Client(std::move(target), std::move(name)), keyboard_(keyboard) {}
 
    private:
     void show(const Message& message, Entry entry) override {
@@ -1053,47 +761,128 @@ class PlainClient : public Client {
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
-    void changed() override {
+    void refresh() override {
         std::cout << std::flush;
-        set_terminal(question_ >= Question::password ? typing_hidden : as_found);
+        set_terminal(question_ >= Question::password ? typing_hidden : original);
     }
 
-    [[nodiscard]] bool anybody_looks() const override { return static_cast<bool>(std::cout); }
+    bool output_works() const override { return static_cast<bool>(std::cout); }
 
     void write() override {
-        while (wait_until([this] { return welcome_ || question_ != Question::none; })) {
-            const std::optional<Line> line = keyboard_.read_line(over_);
+        for (bool more = true; more && wait_until([this] { return logged_in_ || question_ != Question::none; });) {
+            const std::optional<Line> line = keyboard_.read_line(stop_);
             Lock lock(mutex_);
-            if (!line) return leave(lock);
-            take(lock, *line);
-            changed();
+            more = line.has_value();
+            if (more) {
+                enter_line(*line);
+            } else if (!ended_) {
+                end_input();
+            }
+            refresh();
             lock.unlock();
             flush(0);
         }
     }
 
-    void take(const Lock& lock, const Line& line) {
+    void enter_line(const Line& line) {
         if (terminal_mode == typing_hidden) std::cout << std::endl;
         if (line.too_long) {
-            std::cerr << "client: that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (!submit(lock, line.text)) {
-            tell(lock, "ERR There is no connection: that line was not sent.");
+            std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
+        } else if (!submit(line.text)) {
+            show_notice("ERR There is no connection: that line was not sent.");
         }
     }
 
-    void leave(Lock& lock) {
-        if (ended_) return;
-        if (!welcome_) return give_up(lock, "the input ended before the login was complete");
-        quit(lock);
-        lock.unlock();
-        flush(0);
+    void end_input() {
+        if (logged_in_) return quit();
+        end_chat("the input ended before the login was complete");
     }
 
     Keyboard& keyboard_;
 };
 
+// =========================================================================================================
+// Part B: what people rely on
+// =========================================================================================================
+
 // ---------------------------------------------------------------------------------------------------------
-// 8. Keys, and the line that is typed
+// 6. The width of text
+//
+// What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
+// two letters of a flag. On the screen and in the line that is typed they stay together.
+
+constexpr char32_t joiner = 0x200D;
+
+bool is_flag_letter(char32_t code) { return code >= 0x1F1E6 && code <= 0x1F1FF; }
+
+// Returns the columns of a character by itself; 1 for what the locale does not know.
+int columns_of(char32_t code) {
+    const int columns = wcwidth(static_cast<wchar_t>(code));
+    return columns < 0 ? 1 : columns;
+}
+
+// Accents, variation selectors, skin colours, and the tags of a flag change the character before them.
+bool is_attached(char32_t code) {
+    const bool skin = code >= 0x1F3FB && code <= 0x1F3FF;
+    const bool tag = code >= 0xE0020 && code <= 0xE007F;
+    return code >= 0x300 && (skin || tag || code == joiner || columns_of(code) == 0);
+}
+
+// Returns the bytes of the first grapheme of a text, which is not empty. Bounded, whatever the text is.
+std::size_t grapheme(std::string_view text) {
+    constexpr int max_characters = 16;
+    constexpr char32_t first_symbol = 0x2190;  // joiners join nothing before it
+    Character last = decode_utf8(text);
+    std::size_t bytes = last.bytes;
+    bool half_a_flag = is_flag_letter(last.code);
+    for (int count = 1; bytes < text.size() && count < max_characters; ++count) {
+        const Character next = decode_utf8(text.substr(bytes));
+        const bool joined = last.code == joiner && next.code >= first_symbol;
+        const bool flag = half_a_flag && is_flag_letter(next.code);
+        if (!is_attached(next.code) && !joined && !flag) break;
+        half_a_flag = false;
+        bytes += next.bytes;
+        last = next;
+    }
+    return bytes;
+}
+
+// Returns the columns of a grapheme: 1 or 2.
+int grapheme_columns(std::string_view text) {
+    const Character first = decode_utf8(text);
+    const bool flag = is_flag_letter(first.code) && text.size() > first.bytes;
+    const bool as_emoji = text.find("\xEF\xB8\x8F") != std::string_view::npos;  // U+FE0F
+    return flag || as_emoji ? 2 : std::max(columns_of(first.code), 1);
+}
+
+// Takes the first grapheme off a text, which is not empty.
+std::string_view take_grapheme(std::string_view& text) {
+    const std::string_view first = text.substr(0, grapheme(text));
+    text.remove_prefix(first.size());
+    return first;
+}
+
+int columns_of(std::string_view text) {
+    int columns = 0;
+    while (!text.empty()) columns += grapheme_columns(take_grapheme(text));
+    return columns;
+}
+
+// Returns text with spaces behind it, or cut off, so that it takes so many columns.
+std::string padded(std::string_view text, int columns) {
+    std::string result;
+    while (!text.empty()) {
+        const std::string_view next = take_grapheme(text);
+        const int wide = grapheme_columns(next);
+        if (wide > columns) break;
+        result += next;
+        columns -= wide;
+    }
+    return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. Keys, and the line that is typed
 //
 // A terminal sends a key as one byte or as a sequence of them. Keys makes out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme.
@@ -1112,13 +901,8 @@ struct Typed {
     int row = 0, column = 0;  // of a click
 };
 
-struct Sequence {
-    std::string_view bytes;
-    Key key;
-};
-
 // clang-format off
-constexpr Sequence sequences[] = {
+constexpr std::pair<std::string_view, Key> sequences[] = {
     {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
     {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
     {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
@@ -1141,9 +925,9 @@ class Keys {
     void add(std::string_view bytes) { bytes_ += bytes; }
 
     // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
-    [[nodiscard]] bool unfinished() const { return !bytes_.empty(); }
+    bool unfinished() const { return !bytes_.empty(); }
 
-    // Gives the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
+    // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
         if (bytes_.empty()) return std::nullopt;
         if (bytes_.starts_with(paste_begins)) return pasted();
@@ -1159,8 +943,8 @@ class Keys {
     static constexpr std::size_t longest_sequence = 32;
     static constexpr std::size_t longest_paste = 1024UL * 1024;
 
-    // Gives the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
-    [[nodiscard]] std::size_t key_length() const {
+    // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
+    std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
         if (is_control(bytes_[0])) return 1;
         std::size_t end = 0;
@@ -1175,7 +959,7 @@ class Keys {
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
     // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
-    [[nodiscard]] std::size_t sequence_length() const {
+    std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
         if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
         if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
@@ -1189,8 +973,8 @@ class Keys {
         if (!is_control(bytes[0])) return {Key::text, bytes};
         if (bytes.starts_with("\33[<")) return mouse(bytes);
         const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
-                                         [&](const Sequence& sequence) { return sequence.bytes == bytes; });
-        return {found == std::end(sequences) ? Key::unknown : found->key};
+                                         [&](const auto& sequence) { return sequence.first == bytes; });
+        return {found == std::end(sequences) ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
@@ -1218,8 +1002,8 @@ class Keys {
 
 class Editor {
    public:
-    [[nodiscard]] const std::string& text() const { return text_; }
-    [[nodiscard]] std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
+    const std::string& text() const { return text_; }
+    std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
     // Puts text in at the cursor; false if the line would become longer than a line may be.
     bool insert(std::string_view bytes) {
@@ -1236,8 +1020,8 @@ class Editor {
         insert(bytes);
     }
 
-    // Gives the line that was typed, and begins an empty one.
-    std::string take() {
+    // Returns the line that was typed, and begins an empty one.
+    std::string take_text() {
         cursor_ = 0;
         return std::exchange(text_, "");
     }
@@ -1284,24 +1068,24 @@ class Editor {
         move_to(from);
     }
 
-    [[nodiscard]] std::size_t left() const {
+    std::size_t left() const {
         std::size_t before = 0;
         for (std::size_t at = 0; at < cursor_; at += grapheme(std::string_view(text_).substr(at))) before = at;
         return before;
     }
 
-    [[nodiscard]] std::size_t right() const {
+    std::size_t right() const {
         return cursor_ == text_.size() ? cursor_ : cursor_ + grapheme(std::string_view(text_).substr(cursor_));
     }
 
-    [[nodiscard]] std::size_t word_left() const {
+    std::size_t word_left() const {
         std::size_t at = cursor_;
         while (at > 0 && text_[at - 1] == ' ') --at;
         while (at > 0 && text_[at - 1] != ' ') --at;
         return at;
     }
 
-    [[nodiscard]] std::size_t word_right() const {
+    std::size_t word_right() const {
         const std::size_t word = std::min(text_.find_first_not_of(' ', cursor_), text_.size());
         return std::min(text_.find(' ', word), text_.size());
     }
@@ -1323,7 +1107,7 @@ class Editor {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 9. The canvas, and the display
+// 8. The canvas, and the display
 //
 // All that is to be seen is painted on a canvas anew, whatever its size; what would not fit is left out. The display
 // compares that with what the terminal shows, and sends what is different.
@@ -1363,7 +1147,7 @@ struct Canvas {
                      static_cast<std::size_t>(column)];
     }
 
-    // Writes text, but for what lies before the column `from` or from `to` on; gives the column behind it.
+    // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to, int from = 0) {
         to = std::min(to, columns);
         while (!text.empty() && column < to) {
@@ -1393,7 +1177,7 @@ class Display {
     explicit Display(bool colors) : colors_(colors) {}
 
     // The terminal may show anything: the next canvas is sent whole.
-    void forget() { shown_ = Canvas(0, 0); }
+    void invalidate() { shown_ = Canvas(0, 0); }
 
     // Brings the terminal to show a canvas. `more` is sent with it: a bell, a title.
     void show(Canvas canvas, const std::string& more) {
@@ -1459,7 +1243,7 @@ class Display {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 10. The scrollback
+// 9. The scrollback
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are forgotten.
@@ -1505,23 +1289,23 @@ class Scrollback {
     void add(Entry entry) {
         bytes_ += entry.text.size();
         entries_.push_back(std::move(entry));
-        while (entries_.size() > most_entries || bytes_ > most_bytes) {
+        while (entries_.size() > max_entries || bytes_ > max_bytes) {
             bytes_ -= entries_.front().text.size();
             entries_.pop_front();
             ++first_;
         }
     }
 
-    [[nodiscard]] bool follows() const { return !bottom_; }
+    bool follows() const { return !bottom_; }
     void follow() { bottom_.reset(); }
 
     // The next line that is added will be the first one unread.
     void mark() { mark_ = first_ + entries_.size(); }
     void unmark() { mark_.reset(); }
-    [[nodiscard]] bool marked() const { return mark_.has_value(); }
+    bool marked() const { return mark_.has_value(); }
 
-    // Gives the rows for a window of so many: the last ones, or those that were scrolled to.
-    [[nodiscard]] std::vector<Row> rows(int height, int columns) const {
+    // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
+    std::vector<Row> rows(int height, int columns) const {
         std::vector<Row> all;  // the lowest one first
         const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
         for (std::size_t number = bottom.number + 1;
@@ -1552,19 +1336,19 @@ class Scrollback {
     }
 
    private:
-    static constexpr std::size_t most_entries = 10000;
-    static constexpr std::size_t most_bytes = 8UL * 1024 * 1024;
+    static constexpr std::size_t max_entries = 10000;
+    static constexpr std::size_t max_bytes = 8UL * 1024 * 1024;
 
     struct Bottom {
         std::size_t number;  // of the lowest line in the window
         long hidden;         // how many of its rows are below the window
     };
 
-    [[nodiscard]] std::size_t last() const { return first_ + entries_.size() - 1; }
-    [[nodiscard]] const Entry& at(std::size_t number) const { return entries_[number - first_]; }
+    std::size_t last() const { return first_ + entries_.size() - 1; }
+    const Entry& at(std::size_t number) const { return entries_[number - first_]; }
 
-    // Gives a line as it is shown: with a rule above it where the day changes, or where somebody left off.
-    [[nodiscard]] std::vector<Row> rows_of(std::size_t number, int columns) const {
+    // Returns a line as it is shown: with a rule above it where the day changes, or where somebody left off.
+    std::vector<Row> rows_of(std::size_t number, int columns) const {
         const Entry& entry = at(number);
         const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
         std::vector<Row> rows;
@@ -1594,11 +1378,11 @@ class Scrollback {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 11. The full-screen form
+// 10. The full-screen form
 //
-// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which is typed, or a
-// question is answered. Each change paints everything anew. A click on something that can be clicked is the same as the
-// key that stands on it.
+// Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
+// answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
+// key that is named on it. As in the client, all is called with the mutex held, except what says that it locks it.
 
 enum class View { chat, rooms, info };
 
@@ -1613,13 +1397,13 @@ Keys
   Tab                    completes a command, a name or a room; again: the next one
   Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
   Alt-B, Alt-F           a word back, a word forward
-  Ctrl-L                 draws the screen anew
+  Ctrl-L                 redraws the screen
   Ctrl-Z, Ctrl-C         stops the client until fg; ends it
-  Shift and the mouse    marks text, as elsewhere
+  Shift and the mouse    selects text, as elsewhere
 
 In the list of rooms
   arrows, Enter          choose a room, and go there; so does a double click
-  c  r  i  x             create a room; list them anew; this page; shut the server down with its exit code
+  c  r  i  x             create a room; list them again; this page; shut the server down with its exit code
 
 Commands
   /help /who /rooms /time /quote       /help COMMAND explains one
@@ -1627,23 +1411,24 @@ Commands
   /me TEXT   /echo TEXT   /ignore NAME
   /create ROOM CODE   /join ROOM CODE   /leave
   /password   /quit   /exit   /shutdown CODE
-Who owns a room: /kick NAME   /close
+The owner of a room: /kick NAME   /close
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
 Marks: -- is a notice, !! says that something was wrong, * what somebody does, a -> b: a message in private.)";
 
 class ScreenClient : public Client {
    public:
-    ScreenClient(Target target, const Options& options, bool colors)
-        : Client(std::move(target), options), bell_when_(options.bell), display_(colors) {
-        attention = &attention_;
+    // As Client(). bell_when: all, mention, private or off. The terminal is changed only when write() begins.
+    ScreenClient(Target target, std::optional<std::string> name, std::string bell_when, bool colors)
+        : Client(std::move(target), std::move(name)), bell_when_(std::move(bell_when)), display_(colors) {
+        screen_signal = &signal_;
         pace_ = 8ms;
     }
 
    private:
-    // A place that can be clicked: it stands for a key, or for a room in the list.
-    struct Spot {
-        int row, from, to;
+    // It stands for a key, or for a room in the list.
+    struct ClickTarget {
+        int row, from, to;  // columns
         Typed key;
         std::optional<long> room = {};
     };
@@ -1652,7 +1437,7 @@ class ScreenClient : public Client {
     struct Prompt {
         std::string label;
         bool secret;
-        std::function<void(const Lock&, const std::string&)> then;
+        std::function<void(const std::string&)> then;
     };
 
     // ---- What comes (the reader)
@@ -1662,15 +1447,15 @@ class ScreenClient : public Client {
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
         if (message.word == "ROOM") view_ = View::chat;
-        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take();  // it was for another question
+        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take_text();  // it was for another question
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         if (is_news(message)) announce(message, entry);
         scrollback_.add(std::move(entry));
     }
 
-    // Says whether somebody else says something now.
-    [[nodiscard]] bool is_news(const Message& message) const {
+    // Returns whether somebody else says something now.
+    bool is_news(const Message& message) const {
         const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
         return speech && !message.past && !same_name(message.fields[0], name_);
     }
@@ -1690,102 +1475,103 @@ class ScreenClient : public Client {
         last_bell_ = Clock::now();
     }
 
-    // Whether the name stands there as a word of its own.
+    // Returns whether a name stands in a text as a word of its own.
     static bool has_word(std::string_view text, std::string_view name) {
-        const std::string folded = fold(text), wanted = fold(name);
-        const auto is_part = [&](std::size_t i) {
-            return i < folded.size() && (is_letter(folded[i]) || is_digit(folded[i]));
-        };
-        for (std::size_t at = 0; !wanted.empty() && (at = folded.find(wanted, at)) != std::string::npos; ++at) {
-            if ((at == 0 || !is_part(at - 1)) && !is_part(at + wanted.size())) return true;
+        std::string word;
+        for (const char c : std::string(text) + ' ') {
+            const bool part = is_letter(c) || is_digit(c);
+            if (!part && !word.empty() && same_name(word, name)) return true;
+            word = part ? word + c : "";
         }
         return false;
     }
 
     // The person does not see what comes.
-    [[nodiscard]] bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
+    bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
-    void changed() override {
+    void refresh() override {
         if (terminal_mode == whole_screen) draw();
     }
 
     // ---- What is typed (the writer)
 
+    // Locks.
     void write() override {
         Lock lock(mutex_);
         set_terminal(whole_screen);
         while (!ended_) {
             draw();
-            const int patience = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            const int limit = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
             lock.unlock();
-            const bool timeout = !wait(patience, flush(MSG_DONTWAIT));
+            const bool timeout = !wait(limit, flush(MSG_DONTWAIT));
             lock.lock();
-            while (const std::optional<Typed> typed = keys_.next(timeout)) press(lock, *typed);
-            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms(lock);
+            while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
     }
 
-    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over.
+    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over. Locks.
     bool wait(int limit, const std::shared_ptr<Connection>& full) {
         std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
-                                      {attention_.fd(), POLLIN, 0},
-                                      {over_.fd(), POLLIN, 0},
+                                      {signal_.fd(), POLLIN, 0},
+                                      {stop_.fd(), POLLIN, 0},
                                       {full ? full->fd() : -1, POLLOUT, 0}}};
-        const int ready = poll(polled.data(), polled.size(), limit);
+        const int ready = poll_any(polled, limit);
         if (ready <= 0) return ready < 0;
-        if (polled[1].revents != 0) look_up();
-        if (polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO)) give_up(Lock(mutex_), "the terminal is gone");
+        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
+        const Lock lock(mutex_);
+        if (polled[1].revents != 0) handle_screen_signal();
+        if (gone) end_chat("the terminal is gone");
         return true;
     }
 
     // After a signal the terminal may have another size, or have been somebody else's for a while.
-    void look_up() {
-        attention_.clear();
-        const Lock lock(mutex_);
-        display_.forget();
+    void handle_screen_signal() {
+        signal_.clear();
+        display_.invalidate();
     }
 
-    void press(const Lock& lock, const Typed& typed) {
+    void press(const Typed& typed) {
         last_key_ = Clock::now();
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return display_.forget();
-            case Key::click: return click(lock, typed);
-            case Key::rooms: return open(lock, View::rooms);
-            case Key::info: return open(lock, View::info);
+            case Key::redraw: return display_.invalidate();
+            case Key::click: return click(typed);
+            case Key::rooms: return open(View::rooms);
+            case Key::info: return open(View::info);
             default: break;
         }
         status_.clear();
         if (typed.key != Key::tab) candidates_.clear();
-        if (is_asked()) return press_in_line(lock, typed, answer_);
+        if (is_asked()) return press_in_line(typed, answer_);
         switch (view_) {
-            case View::chat: return press_in_line(lock, typed, line_);
-            case View::rooms: return press_in_rooms(lock, typed);
+            case View::chat: return press_in_line(typed, line_);
+            case View::rooms: return press_in_rooms(typed);
             case View::info: return press_in_info(typed);
         }
     }
 
-    void click(const Lock& lock, const Typed& typed) {
-        const auto hit = std::find_if(spots_.begin(), spots_.end(), [&](const Spot& spot) {
-            return spot.row == typed.row && spot.from <= typed.column && typed.column < spot.to;
+    void click(const Typed& typed) {
+        const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
+            return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
         });
-        if (hit == spots_.end()) return;
-        if (!hit->room) return press(lock, Typed(hit->key));
+        if (hit == targets_.end()) return;
+        if (!hit->room) return press(Typed(hit->key));
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
         const bool twice = chosen_ == *hit->room && since < double_click;
         chosen_ = *hit->room;
-        if (twice) join(lock);
+        if (twice) join();
     }
 
-    void open(const Lock& lock, View view) {
+    void open(View view) {
         view_ = view;
         first_row_ = 0;
-        if (view == View::rooms) list_rooms(lock);
+        if (view == View::rooms) list_rooms();
     }
 
-    // Says how many rows down a key goes, in whatever is shown; up is negative.
-    [[nodiscard]] long rows_down(Key key) const {
+    // Returns how many rows down a key goes, in whatever is shown; up is negative.
+    long rows_down(Key key) const {
         switch (key) {
             case Key::up: return -1;
             case Key::down: return 1;
@@ -1801,15 +1587,15 @@ class ScreenClient : public Client {
 
     // ---- The chat, and the line
 
-    [[nodiscard]] bool is_asked() const { return question_ != Question::none || prompt_; }
+    bool is_asked() const { return question_ != Question::none || prompt_; }
 
-    void press_in_line(const Lock& lock, const Typed& typed, Editor& editor) {
+    void press_in_line(const Typed& typed, Editor& editor) {
         switch (typed.key) {
             case Key::text:
                 if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
                 return;
-            case Key::paste: return paste(lock, typed.text, editor);
-            case Key::enter: return enter(lock);
+            case Key::paste: return paste(typed.text, editor);
+            case Key::enter: return enter();
             case Key::escape: prompt_.reset(); return;
             case Key::tab: return complete();
             case Key::page_up:
@@ -1818,38 +1604,38 @@ class ScreenClient : public Client {
             case Key::wheel_down: return scrollback_.scroll(-rows_down(typed.key), height_, columns_);
             default: break;
         }
-        if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit(lock);
+        if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit();
         editor.press(typed.key);
     }
 
-    void enter(const Lock& lock) {
+    void enter() {
         if (question_ != Question::none) {
-            submit(lock, answer_.take());
+            submit(answer_.take_text());
         } else if (prompt_) {
             const Prompt prompt = *std::exchange(prompt_, std::nullopt);
-            prompt.then(lock, answer_.take());
+            prompt.then(answer_.take_text());
         } else {
-            say(lock, line_.text());
+            say(line_.text());
         }
     }
 
-    void say(const Lock& lock, const std::string& text) {
+    void say(const std::string& text) {
         const std::string command(trim(text));
         if (command.empty()) return;
-        if (same_name(command, "/quit") || same_name(command, "/exit")) return quit(lock);
+        if (is_quit(command)) return quit();
         if (same_name(command, "/rooms")) {
-            open(lock, View::rooms);
-        } else if (!submit(lock, text)) {
+            open(View::rooms);
+        } else if (!submit(text)) {
             status_ = "That cannot be sent now: the line stays here.";
             return;
         }
-        line_.remember(line_.take());
+        line_.remember(line_.take_text());
         scrollback_.unmark();
         scrollback_.follow();
     }
 
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
-    void paste(const Lock& /*held*/, std::string text, Editor& editor) {
+    void paste(std::string text, Editor& editor) {
         std::replace(text.begin(), text.end(), '\r', '\n');
         LineBuffer buffer(max_line);
         buffer.add(text);
@@ -1860,9 +1646,9 @@ class ScreenClient : public Client {
         }
         if (lines.size() > 1 && !is_asked()) {
             const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
-            prompt_ = Prompt{question, false, [this, lines](const Lock& held, const std::string& answer) {
+            prompt_ = Prompt{question, false, [this, lines](const std::string& answer) {
                                  if (!answer.empty() && answer != "y") return;
-                                 for (const std::string& line : lines) submit(held, line);
+                                 for (const std::string& line : lines) submit(line);
                              }};
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
@@ -1878,7 +1664,7 @@ class ScreenClient : public Client {
             for (const std::string& word : possible_words(before, completed_from_ == 0)) {
                 const bool known = std::find(candidates_.begin(), candidates_.end(), word) != candidates_.end();
                 const bool fits = fold(word).starts_with(fold(before.substr(completed_from_)));
-                if (fits && !known && candidates_.size() < most_candidates) candidates_.push_back(word);
+                if (fits && !known && candidates_.size() < max_candidates) candidates_.push_back(word);
             }
         }
         if (candidates_.empty()) return;
@@ -1886,12 +1672,12 @@ class ScreenClient : public Client {
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    // Gives all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
-    [[nodiscard]] std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
+    // Returns all that may stand where the last word of a text is, the likeliest first, and what comes behind it.
+    std::vector<std::string> possible_words(const std::string& before, bool at_start) const {
         if (at_start && before.starts_with('/')) return command_words();
         std::vector<std::string> words;
         if (fold(before).starts_with("/join ")) {
-            for (const RoomListed& room : rooms_) words.push_back(room.name + ' ');
+            for (const ListedRoom& room : rooms_) words.push_back(room.name + ' ');
             return words;
         }
         const std::string behind = at_start ? ": " : " ";
@@ -1907,22 +1693,21 @@ class ScreenClient : public Client {
     // The page of help names them all.
     static std::vector<std::string> command_words() {
         std::vector<std::string> words;
-        std::string_view rest = info_text;
-        for (std::size_t at = 0; (at = rest.find('/')) != std::string_view::npos; rest.remove_prefix(at + 1)) {
-            const std::string_view word = rest.substr(at, rest.find_first_of(" \n", at) - at);
-            words.push_back(std::string(word) + ' ');
+        for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
+            const std::size_t end = info_text.find_first_of(" \n", at);
+            words.push_back(std::string(info_text.substr(at, end - at)) + ' ');
         }
         return words;
     }
 
     // ---- The list of rooms, and the page of help
 
-    void list_rooms(const Lock& lock) {
-        if (question_ == Question::none) submit(lock, "/rooms");
+    void list_rooms() {
+        if (question_ == Question::none) submit("/rooms");
     }
 
-    // Gives where the chosen room stands in the list, if it does.
-    [[nodiscard]] long chosen_index() const {
+    // Returns where the chosen room stands in the list; at its start, if it is not there.
+    long chosen_index() const {
         const auto found =
             std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
         return found == rooms_.end() ? 0 : found - rooms_.begin();
@@ -1934,58 +1719,57 @@ class ScreenClient : public Client {
         chosen_ = rooms_[static_cast<std::size_t>(index)].number;
     }
 
-    void press_in_rooms(const Lock& lock, const Typed& typed) {
+    void press_in_rooms(const Typed& typed) {
         switch (typed.key) {
-            case Key::enter: return join(lock);
+            case Key::enter: return join();
             case Key::escape: view_ = View::chat; return;
             case Key::text: break;
             default: return choose(rows_down(typed.key));
         }
-        press_button(lock, typed.text[0]);
-        if (typed.text.size() > 1) press(lock, {Key::text, typed.text.substr(1)});  // it came with what was typed next
+        press_button(typed.text[0]);
+        if (typed.text.size() > 1) press({Key::text, typed.text.substr(1)});  // it came with what was typed next
     }
 
-    void press_button(const Lock& lock, char letter) {
+    void press_button(char letter) {
         switch (letter) {
             case 'c': return create();
-            case 'r': return list_rooms(lock);
-            case 'i': return open(lock, View::info);
+            case 'r': return list_rooms();
+            case 'i': return open(View::info);
             case 'x': return shut_down();
             default: return;
         }
     }
 
-    void join(const Lock& lock) {
+    void join() {
         if (rooms_.empty()) return;
-        const RoomListed& room = rooms_[static_cast<std::size_t>(chosen_index())];
+        const ListedRoom& room = rooms_[static_cast<std::size_t>(chosen_index())];
         const std::string command = "/join " + room.name;
         if (same_name(room.name, room_)) {
             view_ = View::chat;
-        } else if (room.code && !same_name(name_, "admin")) {
+        } else if (room.needs_code && !same_name(name_, "admin")) {
             ask("The code of " + room.name + ": ", true,
-                [this, command](const Lock& held, const std::string& code) { submit(held, command + ' ' + code); });
+                [this, command](const std::string& code) { submit(command + ' ' + code); });
         } else {
-            submit(lock, command);
+            submit(command);
         }
     }
 
     void create() {
-        ask("The new room's name: ", false, [this](const Lock&, const std::string& name) {
+        ask("The new room's name: ", false, [this](const std::string& name) {
             if (name.empty()) return;
-            ask("A code of five digits, or nothing: ", false, [this, name](const Lock& held, const std::string& code) {
-                submit(held, "/create " + name + ' ' + code);
-            });
+            ask("A code of five digits, or nothing: ", false,
+                [this, name](const std::string& code) { submit("/create " + name + ' ' + code); });
         });
     }
 
     void shut_down() {
-        ask("To shut the server down, its exit code: ", true, [this](const Lock& held, const std::string& code) {
-            if (!code.empty()) submit(held, "/shutdown " + code);
+        ask("To shut the server down, its exit code: ", true, [this](const std::string& code) {
+            if (!code.empty()) submit("/shutdown " + code);
         });
     }
 
-    void ask(const std::string& label, bool secret, std::function<void(const Lock&, const std::string&)> then) {
-        answer_.take();
+    void ask(const std::string& label, bool secret, std::function<void(const std::string&)> then) {
+        answer_.take_text();
         prompt_ = Prompt{label, secret, std::move(then)};
     }
 
@@ -2001,7 +1785,7 @@ class ScreenClient : public Client {
         const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
         constexpr int most = 1000;
         Canvas canvas(known ? std::min<int>(size.ws_row, most) : 24, known ? std::min<int>(size.ws_col, most) : 80);
-        spots_.clear();
+        targets_.clear();
         if (!is_away()) unread_ = 0;
         const int top = canvas.rows >= 3 ? 1 : 0;
         const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
@@ -2027,7 +1811,7 @@ class ScreenClient : public Client {
     // Paints something that can be clicked, and gives the column behind it.
     int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
         const int end = canvas.put(row, column, label, Style::button, canvas.columns);
-        spots_.push_back({row, column, end, key});
+        targets_.push_back({row, column, end, key});
         return end;
     }
 
@@ -2100,15 +1884,15 @@ class ScreenClient : public Client {
         for (int row = top; row < bottom; ++row) {
             const auto index = static_cast<std::size_t>(first_row_ + row - top);
             if (index >= rooms_.size()) return;
-            const RoomListed& room = rooms_[index];
+            const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
             canvas.fill(row, " ", style, canvas.columns);
-            canvas.put(
-                row, 0,
-                room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
-                         room.code ? "CODE" : "NO CODE", room.creator, local_time(room.created, "%Y-%m-%d %H:%M")),
-                style, canvas.columns);
-            spots_.push_back({row, 0, canvas.columns, {}, room.number});
+            canvas.put(row, 0,
+                       room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
+                                room.needs_code ? "CODE" : "NO CODE", room.creator,
+                                local_time(room.created, "%Y-%m-%d %H:%M")),
+                       style, canvas.columns);
+            targets_.push_back({row, 0, canvas.columns, {}, room.number});
         }
     }
 
@@ -2137,7 +1921,7 @@ class ScreenClient : public Client {
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark, canvas.columns);
     }
 
-    [[nodiscard]] std::string label() const {
+    std::string label() const {
         switch (question_) {
             case Question::name: return "Your name: ";
             case Question::password: return "Password: ";
@@ -2172,21 +1956,22 @@ class ScreenClient : public Client {
         canvas.cursor_column = std::min(start + cursor - hidden, canvas.columns - 1);
     }
 
-    void say_goodbye() override {
-        attention = nullptr;
-        std::cout << farewell_ << (farewell_.empty() ? "" : "\n") << std::flush;
-        Client::say_goodbye();
+    void print_end() override {
+        screen_signal = nullptr;
+        std::cout << server_reason_ << (server_reason_.empty() ? "" : "\n") << std::flush;
+        Client::print_end();
     }
 
     static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;  // who types nothing is idle, whatever we ask by ourselves
-    static constexpr std::size_t most_candidates = 100;
+    static constexpr std::size_t max_candidates = 100;
     static constexpr long many = 1000000;  // rows: more than there are
     static constexpr int wide = 64;        // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;
+    Wakeup signal_;  // set after a signal that concerns the screen
 
     // Guarded by the mutex.
     const std::string bell_when_;
@@ -2205,13 +1990,266 @@ class ScreenClient : public Client {
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
     int first_row_ = 0;                    // that is shown of the rooms or the help
     long chosen_ = 0;                      // the number of a room
-    std::vector<Spot> spots_;              // as drawn last
+    std::vector<ClickTarget> targets_;     // as drawn last
     std::vector<std::string> candidates_;  // for what is being completed
     std::size_t candidate_ = 0, completed_from_ = 0;
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 12. Starting
+// 11. Finding a server
+//
+// A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
+// is a stranger's claim, and is checked, cleaned and bounded.
+
+struct UsageError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Address {
+    std::string host, port;
+    bool operator==(const Address&) const = default;
+};
+
+// Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
+Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
+    Address address{text, std::string(default_port)};
+    const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
+    const std::size_t colon = text.rfind(':');
+    if (bracket != std::string::npos) {
+        address.host = text.substr(1, bracket - 1);
+        if (bracket + 1 < text.size()) address.port = text.substr(std::min(bracket + 2, text.size()));
+    } else if (colon != std::string::npos && colon == text.find(':')) {
+        address = {text.substr(0, colon), text.substr(colon + 1)};
+    }
+    if (port) address.port = *port;
+    if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
+    return address;
+}
+
+struct Found {
+    Address address;
+    std::string people, title;
+    bool password = false;
+};
+
+// One of this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, among them.
+struct Network {
+    in_addr_t own, everybody;  // addresses
+};
+
+// The sockets' calls know addresses of all families by this type.
+sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
+in_addr_t internet_address(const sockaddr* address) {
+    return reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr;
+}
+
+std::vector<Network> list_networks() {
+    ifaddrs* list = nullptr;
+    if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
+    const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, freeifaddrs);
+    std::vector<Network> networks;
+    for (const ifaddrs* at = list; at != nullptr; at = at->ifa_next) {
+        const bool reaches_all = (at->ifa_flags & (IFF_BROADCAST | IFF_LOOPBACK)) != 0;
+        if (!reaches_all || at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET) continue;
+        const in_addr_t own = internet_address(at->ifa_addr);
+        networks.push_back({own, own | ~internet_address(at->ifa_netmask)});
+    }
+    return networks;
+}
+
+void ask_everybody(const Fd& socket, const std::string& question, const std::vector<Network>& networks) {
+    for (const Network& network : networks) {
+        sockaddr_in to{};
+        to.sin_family = AF_INET;
+        to.sin_port = htons(discovery_port);
+        to.sin_addr.s_addr = network.everybody;
+        sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
+    }
+}
+
+// Takes an answer apart; returns nothing if it is none to our question.
+std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
+    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    Found found;
+    found.address.port = take_word(answer);
+    found.people = take_word(answer);
+    const std::string_view login = take_word(answer);
+    found.password = login == "password";
+    found.title = clean(answer);
+    const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
+    return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
+}
+
+// Returns the answer that has come, if it is one. A server on this machine answers on each of its networks: it is one.
+std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const std::vector<Network>& networks) {
+    std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
+    sockaddr_in from{};
+    socklen_t length = sizeof from;
+    const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
+    if (count <= 0) return std::nullopt;
+    std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
+    const bool ours = std::any_of(networks.begin(), networks.end(),
+                                  [&](const Network& network) { return network.own == from.sin_addr.s_addr; });
+    if (found) found->address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
+    return found;
+}
+
+void add_if_new(std::vector<Found>& all, const Found& found) {
+    constexpr std::size_t max_found = 64;
+    const bool known =
+        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
+    if (!known && all.size() < max_found) all.push_back(found);
+}
+
+// Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
+std::vector<Found> find_servers() {
+    const std::vector<Network> networks = list_networks();
+    const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
+    if (!socket) throw_errno("socket");
+    set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
+    std::random_device random;
+    const std::string nonce = std::to_string(random()) + std::to_string(random());
+    std::vector<Found> all;
+    for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
+        ask_everybody(socket, make_question(nonce), networks);
+        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
+            const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+            pollfd polled{socket.get(), POLLIN, 0};
+            if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
+            if (const std::optional<Found> found = receive_answer(socket, nonce, networks)) add_if_new(all, *found);
+        }
+    }
+    return all;
+}
+
+void print(const std::vector<Found>& all) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const Found& found = all[i];
+        std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
+                  << padded(found.address.host + ':' + found.address.port, 21) << "  " << found.people << " there"
+                  << (found.password ? ", password needed\n" : "\n");
+    }
+}
+
+// Lets the person choose a server, or say where there is one.
+Address choose_server(Keyboard& keyboard) {
+    std::vector<Found> all;
+    if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
+        std::cout << "Looking for servers on the local network ..." << std::endl;
+        all = find_servers();
+        std::cout << (all.empty() ? "None has answered.\n" : "");
+    }
+    if (all.empty()) {
+        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
+        return read_address(address.host, keyboard.ask("Port", address.port));
+    }
+    print(all);
+    while (true) {
+        const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
+        const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
+        if (number) return all[static_cast<std::size_t>(*number - 1)].address;
+        if (!answer.empty() && !parse_number(answer, 0, LONG_MAX)) return read_address(answer);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 12. The helper command
+//
+// A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
+// other end, and what it says on its standard error is shown.
+
+class HelperConnection : public Connection {
+   public:
+    HelperConnection(Fd socket, Fd errors, pid_t pid)
+        : Connection(std::move(socket)), errors_(std::move(errors)), pid_(pid) {}
+    ~HelperConnection() override { end_helper(); }
+
+   private:
+    bool receive_into(std::vector<std::string>& lines) override {
+        std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
+        if (poll_any(polled, -1) < 0) return true;
+        if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
+        add_messages(lines);
+        if (polled[0].revents == 0 || Connection::receive_into(lines)) return true;
+        read_last_messages();
+        add_messages(lines);
+        return false;
+    }
+
+    void add_messages(std::vector<std::string>& lines) {
+        while (const std::optional<Line> line = messages_.next()) {
+            if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
+        }
+    }
+
+    // A command that has ended may have said why.
+    void read_last_messages() {
+        if (pid_ == 0) return;
+        pollfd polled{errors_.get(), POLLIN, 0};
+        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(messages_, errors_.get())) continue;
+        const int status = end_helper();
+        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
+            messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        }
+    }
+
+    // Ends the command, if it has not ended by itself, and returns its status. Blocks for a second at most.
+    int end_helper() {
+        int status = 0;
+        if (pid_ == 0) return status;
+        end();
+        bool ended = waitpid(pid_, &status, WNOHANG) != 0;
+        if (!ended) kill(pid_, SIGTERM);
+        for (int i = 0; i < 100 && !ended; ++i) {
+            std::this_thread::sleep_for(10ms);
+            ended = waitpid(pid_, &status, WNOHANG) != 0;
+        }
+        if (!ended && kill(pid_, SIGKILL) == 0) waitpid(pid_, &status, 0);
+        helper_pid = pid_ = 0;
+        return status;
+    }
+
+    Fd errors_;
+    pid_t pid_;  // 0: it has ended
+    LineBuffer messages_{max_line};
+};
+
+// In the child, after fork(): runs the command in our place. What is called here is async-signal-safe.
+[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask) {
+    dup2(socket, STDIN_FILENO);
+    dup2(socket, STDOUT_FILENO);
+    dup2(errors, STDERR_FILENO);
+    signal(SIGPIPE, SIG_DFL);
+    if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
+    execl("/bin/sh", "sh", "-c", line, static_cast<char*>(nullptr));
+    _exit(127);
+}
+
+std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask) {
+    std::array<int, 2> sockets{}, errors{};
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets.data()) != 0) throw_errno("socketpair");
+    Fd our_socket(sockets[0]);
+    const Fd its_socket(sockets[1]);
+    if (pipe(errors.data()) != 0) throw_errno("pipe");
+    Fd our_errors(errors[0]);
+    const Fd its_errors(errors[1]);
+    for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
+    const std::string line = "exec " + command;
+    const pid_t pid = fork();
+    if (pid < 0) throw_errno("fork");
+    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask);
+    helper_pid = pid;
+    return std::make_shared<HelperConnection>(std::move(our_socket), std::move(our_errors), pid);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 13. Starting
+
+struct Options {
+    std::optional<std::string> name, host, port, via;
+    bool plain = false, list = false;
+    std::string color = "auto", bell = "mention";
+};
 
 constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
   --name NAME     log in under this name
@@ -2263,7 +2301,7 @@ Options read_options(int argc, char** argv) {
     }
     if (optind < argc) options.host = argv[optind++];
     if (optind < argc) options.port = argv[optind++];
-    if (optind < argc) throw UsageError("there is no use for '" + std::string(argv[optind]) + "'");
+    if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
     if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
     if (options.host) read_address(*options.host, options.port);
@@ -2302,8 +2340,8 @@ int run(const Options& options) {
     if (options.list) return list_servers();
     Keyboard keyboard;
     Target target = find_target(options, keyboard);
-    if (!fits_screen(options)) return PlainClient(std::move(target), options, keyboard).run();
-    return ScreenClient(std::move(target), options, wants_colors(options)).run();
+    if (!fits_screen(options)) return PlainClient(std::move(target), options.name, keyboard).run();
+    return ScreenClient(std::move(target), options.name, options.bell, wants_colors(options)).run();
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // common.hpp: what the server and the client both need.
 //
 //   1. Errors        a failed system call, told by its name and errno
-//   2. Descriptors   Fd owns one; Wakeup gets a thread out of poll()
+//   2. Descriptors   Fd owns one; Wakeup gets a thread out of poll(); and a thread's name
 //   3. Text          UTF-8, and what must never reach a screen
 //   4. Lines         bytes from a stream, cut into lines
 //   5. Words         taking lines apart: words, numbers, names, times
@@ -17,6 +17,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -144,6 +145,15 @@ class Wakeup {
    private:
     Fd read_end_, write_end_;
 };
+
+// Names the calling thread, in at most 15 characters, so that `top -H`, gdb and strace show which one it is.
+inline void name_thread(const char* name) {
+#ifdef __APPLE__
+    pthread_setname_np(name);
+#else
+    pthread_setname_np(pthread_self(), name);
+#endif
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // 3. Text

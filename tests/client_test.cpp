@@ -19,8 +19,6 @@ using namespace harness;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
 const std::string replaced = "\xEF\xBF\xBD";  // U+FFFD
 
 Launch to_port(int port, const Lines& more = {}) {
@@ -38,8 +36,8 @@ struct OnTerminal : Pty {
 };
 
 // A client whose server is the test.
-struct Led {
-    explicit Led(Launch launch = {}) {
+struct ScriptedServer {
+    explicit ScriptedServer(Launch launch = {}) {
         launch.args = {"--plain", "127.0.0.1", std::to_string(listener.port())};
         if (launch.env.empty()) launch.env = {"TZ=UTC0", "LC_ALL=C.UTF-8"};
         client.emplace(client_path(), launch);
@@ -61,8 +59,6 @@ void log_in(Process& client, const std::string& name, const std::string& passwor
     client.wait_output("-- Welcome, " + name + ".");
     client.wait_output(" in public: ");
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 Lines rows_of(const std::string& text) {
     Lines rows(1);
@@ -321,20 +317,20 @@ TEST(ClientChat, GoesOnAfterAStop) {
 }
 
 TEST(ClientChat, EndsWhenNobodyReadsItsOutput) {
-    Led led;
-    led.server->send_line("INFO hello");
-    led.client->wait_output("hello");
-    led.client->close_stdout();
-    led.server->send_line("INFO into the void");
-    EXPECT_EQ(led.client->wait_exit(), 1);
-    EXPECT_FALSE(contains(led.client->errors(), "connection was lost")) << "it was not";
+    ScriptedServer scripted;
+    scripted.server->send_line("INFO hello");
+    scripted.client->wait_output("hello");
+    scripted.client->close_stdout();
+    scripted.server->send_line("INFO into the void");
+    EXPECT_EQ(scripted.client->wait_exit(), 1);
+    EXPECT_FALSE(contains(scripted.client->errors(), "connection was lost")) << "it was not";
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What the words of the protocol look like
 
 TEST(ClientShows, EachWordInItsOwnWay) {
-    Led led;
+    ScriptedServer scripted;
     const std::vector<std::pair<std::string, std::string>> looks = {
         {"SAY bob hi  there", "bob: hi  there"},
         {"ME bob waves", "* bob waves"},
@@ -353,37 +349,37 @@ TEST(ClientShows, EachWordInItsOwnWay) {
          "bob: \xE4\xBD\xA0\xE5\xA5\xBD \xC3\xA9 \xF0\x9F\x98\x80"},
     };
     for (const auto& [line, look] : looks) {
-        led.client->mark();
-        led.server->send_line(line);
-        led.client->wait_output("\n");
-        std::string row = rows_of(led.client->output()).back();
+        scripted.client->mark();
+        scripted.server->send_line(line);
+        scripted.client->wait_output("\n");
+        std::string row = rows_of(scripted.client->output()).back();
         EXPECT_TRUE(std::regex_match(row.substr(0, 6), std::regex("[0-9]{2}:[0-9]{2} "))) << row;
         EXPECT_EQ(row.substr(6), look);
     }
 }
 
 TEST(ClientShows, ThePastWithItsTimeAndDateInTheUsersZone) {
-    Led led({.env = {"TZ=HERE-05:30"}});
+    ScriptedServer scripted({.env = {"TZ=HERE-05:30"}});
     std::time_t now = std::time(nullptr) + 19800;  // five and a half hours to the east
     char today[32], zulu[32];
     std::strftime(today, sizeof today, "%H:%M", std::gmtime(&now));
     now -= 19800;
     std::strftime(zulu, sizeof zulu, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-    led.server->send_line("PAST 2020-01-02T22:04:05Z SAY bob long ago");
-    led.client->wait_output(re("^2020-01-03 03:34 bob: long ago$"));
-    led.server->send_line("PAST 2020-02-03T04:05:06Z ME bob waves");
-    led.client->wait_output(re("^2020-02-03 09:35 \\* bob waves$"));
-    led.server->send_line(std::string("PAST ") + zulu + " SAY bob just now");
-    led.client->wait_output(re("^" + std::string(today) + " bob: just now$"));
+    scripted.server->send_line("PAST 2020-01-02T22:04:05Z SAY bob long ago");
+    scripted.client->wait_output(re("^2020-01-03 03:34 bob: long ago$"));
+    scripted.server->send_line("PAST 2020-02-03T04:05:06Z ME bob waves");
+    scripted.client->wait_output(re("^2020-02-03 09:35 \\* bob waves$"));
+    scripted.server->send_line(std::string("PAST ") + zulu + " SAY bob just now");
+    scripted.client->wait_output(re("^" + std::string(today) + " bob: just now$"));
 }
 
-// Shows a line on a terminal of 40 columns, and gives its rows.
+// Shows a line on a terminal of 40 columns, and returns its rows.
 Lines rows_on_narrow_terminal(const std::string& line, const std::string& locale) {
-    Led led({.env = {"TZ=UTC0", "LC_ALL=" + locale}, .terminal = Window{24, 40}});
-    led.server->send_line(line);
-    led.server->send_line("INFO end");
-    led.client->wait_output("-- end");
-    Lines rows = rows_of(led.client->output());
+    ScriptedServer scripted({.env = {"TZ=UTC0", "LC_ALL=" + locale}, .terminal = Window{24, 40}});
+    scripted.server->send_line(line);
+    scripted.server->send_line("INFO end");
+    scripted.client->wait_output("-- end");
+    Lines rows = rows_of(scripted.client->output());
     rows.pop_back();
     return rows;
 }
@@ -402,12 +398,6 @@ TEST(ClientShows, WhereALongLineGoesOnInTheNextRow) {  // promise 3
     EXPECT_EQ(together, text);
 }
 
-int count_of(const std::string& text, const std::string& part) {
-    int count = 0;
-    for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++count;
-    return count;
-}
-
 // As many wide or foreign characters as there is place for, whatever the locale can tell about them.
 TEST(ClientShows, WhereALongLineOfOtherLettersGoesOn) {  // promise 3
     const std::vector<std::pair<std::string, int>> letters = {
@@ -418,7 +408,7 @@ TEST(ClientShows, WhereALongLineOfOtherLettersGoesOn) {  // promise 3
             for (int i = 0; i < 100; ++i) text += letter;
             Lines rows = rows_on_narrow_terminal("SAY bob " + text, locale);
             for (std::size_t i = 0; i < rows.size(); ++i) {
-                int there = count_of(rows[i], letter);
+                int there = count_in(rows[i], letter);
                 int others = static_cast<int>(rows[i].size() - static_cast<std::size_t>(there) * letter.size());
                 EXPECT_LE(others + there * width, 40) << locale << ": " << rows[i];
                 EXPECT_EQ(rows[i].starts_with("        "), i > 0) << rows[i];
@@ -446,12 +436,12 @@ TEST(ClientEnds, WhenTheHostIsUnknown) {
 
 TEST(ClientEnds, WhenTheConnectionBreaks) {
     for (bool reset : {false, true}) {
-        Led led;
-        led.server->send_line("WELCOME alice Hello.");
-        led.client->wait_output("-- Hello.");
-        reset ? led.server->reset() : led.server->close();
-        EXPECT_EQ(led.client->wait_exit(), 1);
-        EXPECT_EQ(led.client->errors(), "client: the connection was lost\n");
+        ScriptedServer scripted;
+        scripted.server->send_line("WELCOME alice Hello.");
+        scripted.client->wait_output("-- Hello.");
+        reset ? scripted.server->reset() : scripted.server->close();
+        EXPECT_EQ(scripted.client->wait_exit(), 1);
+        EXPECT_EQ(scripted.client->errors(), "client: the connection was lost\n");
     }
 }
 
@@ -511,7 +501,7 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         {{"127.0.0.1", "0"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "65536"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "http"}, "a port is a number from 1 to 65535"},
-        {{"127.0.0.1", "1", "more"}, "there is no use for 'more'"},
+        {{"127.0.0.1", "1", "more"}, "unexpected argument 'more'"},
     };
     for (const auto& [args, message] : wrong) {
         Process client(client_path(), {.args = args});
@@ -562,64 +552,64 @@ TEST(ClientTrusts, NoFieldToBeHarmless) {  // promise 3
                          "NICK %",
                          "WELCOME % %",
                          "BYE % %"};
-    Led led;
+    ScriptedServer scripted;
     for (const std::string& form : forms) {
         for (const std::string& evil : evils) {
-            led.server->send_line(std::regex_replace(form, std::regex("%"), "a" + evil + "b"));
+            scripted.server->send_line(std::regex_replace(form, std::regex("%"), "a" + evil + "b"));
             if (form.starts_with("BYE")) break;
         }
     }
-    EXPECT_EQ(led.client->wait_exit(), 1);
+    EXPECT_EQ(scripted.client->wait_exit(), 1);
     for (std::string evil : evils) {
         if (evil == "\x9B") evil = "a\x9B";  // elsewhere it is a part of characters
-        EXPECT_FALSE(contains(led.client->output(), evil)) << testing::PrintToString(evil);
+        EXPECT_FALSE(contains(scripted.client->output(), evil)) << testing::PrintToString(evil);
     }
-    Lines rows = rows_of(led.client->output());
+    Lines rows = rows_of(scripted.client->output());
     EXPECT_EQ(rows.size(), (forms.size() - 1) * evils.size() + 1);
     EXPECT_EQ(rows[evils.size() * 3].substr(6), "bob: a" + replaced + "[2Jb");
 }
 
 TEST(ClientTrusts, NoBytesToBeUtf8) {
-    Led led;
-    led.server->send_line(
+    ScriptedServer scripted;
+    scripted.server->send_line(
         "SAY bob a\xC0\x80\xFE"
         "b\xE4\xBD|\xED\xA0\x80|\xF5");
     std::string r = replaced;
-    led.client->wait_output("bob: a" + r + r + r + "b" + r + r + "|" + r + r + r + "|" + r + "\n");
+    scripted.client->wait_output("bob: a" + r + r + r + "b" + r + r + "|" + r + r + r + "|" + r + "\n");
 }
 
 TEST(ClientTrusts, NoFieldToBeThere) {
-    Led led;
+    ScriptedServer scripted;
     for (const char* word : {"SAY", "ME", "MSG", "MSG bob", "JOIN", "LEAVE", "ROOM", "ROOM public", "WHO", "PAST",
                              "PAST x", "PAST 2020-01-02T03:04:05Z", "PAST PAST PAST", "ECHO", "INFO", "ERR", "", " "}) {
-        led.server->send_line(word);
+        scripted.server->send_line(word);
     }
-    led.server->send_raw("WELCOME\nBYE");
-    led.server->half_close();
-    EXPECT_EQ(led.client->wait_exit(), 1);
-    EXPECT_EQ(rows_of(led.client->output()).size(), 19U);
+    scripted.server->send_raw("WELCOME\nBYE");
+    scripted.server->half_close();
+    EXPECT_EQ(scripted.client->wait_exit(), 1);
+    EXPECT_EQ(rows_of(scripted.client->output()).size(), 19U);
 }
 
 TEST(ClientTrusts, NoLineToEnd) {
-    Led led;
+    ScriptedServer scripted;
     const std::string part(1 << 20, 'x');
-    led.server->send_raw("SAY bob ");
-    for (int i = 0; i < 64; ++i) led.server->send_raw(part);
-    led.server->send_line("\nINFO the next line");
-    led.client->wait_output("-- the next line");
-    EXPECT_TRUE(contains(led.client->output(), "!! The server sent a line that is too long."));
-    EXPECT_LT(led.client->output().size(), 1000U);
-    EXPECT_LT(resident_bytes(led.client->pid()), 32L << 20);
+    scripted.server->send_raw("SAY bob ");
+    for (int i = 0; i < 64; ++i) scripted.server->send_raw(part);
+    scripted.server->send_line("\nINFO the next line");
+    scripted.client->wait_output("-- the next line");
+    EXPECT_TRUE(contains(scripted.client->output(), "!! The server sent a line that is too long."));
+    EXPECT_LT(scripted.client->output().size(), 1000U);
+    EXPECT_LT(resident_bytes(scripted.client->pid()), 32L << 20);
 }
 
 TEST(ClientTrusts, NoServerToStop) {
-    Led led;
+    ScriptedServer scripted;
     std::string lines;
     for (int i = 1; i <= 100'000; ++i) lines += "SAY bob line " + std::to_string(i) + "\n";
-    auto sent = std::async(std::launch::async, [&] { led.server->send_raw(lines, 20); });
-    led.client->wait_output("bob: line 100000\n", 20);
+    auto sent = std::async(std::launch::async, [&] { scripted.server->send_raw(lines, 20); });
+    scripted.client->wait_output("bob: line 100000\n", 20);
     sent.get();
-    EXPECT_EQ(std::ranges::count(led.client->output(), '\n'), 100'000);
+    EXPECT_EQ(std::ranges::count(scripted.client->output(), '\n'), 100'000);
 }
 
 }  // namespace

@@ -133,7 +133,7 @@ TEST(Wakeups, AreNotInherited) { EXPECT_EQ(fcntl(Wakeup().fd(), F_GETFD), FD_CLO
 // ---------------------------------------------------------------------------------------------------------------------
 // 3. Text
 
-// Gives the bytes of a code point by the table of RFC 3629; of a surrogate too, which is not allowed.
+// Returns the bytes of a code point by the table of RFC 3629; of a surrogate too, which is not allowed.
 std::string utf8(char32_t code) {
     const auto byte = [](char32_t value) { return static_cast<char>(static_cast<unsigned char>(value)); };
     const auto tail = [&](int shift) { return byte(0x80 | (code >> shift & 0x3F)); };
@@ -143,7 +143,7 @@ std::string utf8(char32_t code) {
     return {byte(0xF0 | code >> 18), tail(12), tail(6), tail(0)};
 }
 
-// Gives a code point as it is usually written: "U+202E".
+// Returns a code point as it is usually written: "U+202E".
 std::string point(char32_t code) {
     std::array<char, 16> text{};
     return {text.data(),
@@ -310,7 +310,7 @@ TEST(Text, TelnetsCommandsAreTakenOut) {
     EXPECT_EQ(clean("\xC3\xFF\xF1\xA9"), replaced + replaced);  // they do not join what they part
 }
 
-// Gives a text of random bytes, most of them from what is difficult.
+// Returns a text of random bytes, most of them from what is difficult.
 std::string random_bytes(std::mt19937& random) {
     static const std::vector<std::string> parts = {
         "\xFF",  "\xFF\xFA", "\xFF\xF0", "\xFB", "\xF0\x9F", "\x8F\xB4", "\U000E0067", "🏴", "\t",     "\r",
@@ -454,7 +454,7 @@ TEST_F(Wrapping, HoldsItsPromisesForAnyLinesAndWidth) {
 
 const std::string too_long = "(too long)";
 
-// Gives the lines that came so far.
+// Returns the lines that came so far.
 std::vector<std::string> take_lines(LineBuffer& buffer) {
     std::vector<std::string> lines;
     while (const std::optional<Line> line = buffer.next()) {
@@ -468,7 +468,7 @@ void append(std::vector<std::string>& lines, const std::vector<std::string>& mor
     lines.insert(lines.end(), more.begin(), more.end());
 }
 
-// Gives the lines of a stream that comes in pieces, of which next_size gives the sizes, and then ends.
+// Returns the lines of a stream that comes in pieces, of which next_size gives the sizes, and then ends.
 std::vector<std::string> lines_of(std::string_view stream, const std::function<std::size_t()>& next_size,
                                   std::size_t limit = max_line) {
     LineBuffer buffer(limit);

@@ -23,8 +23,6 @@ using namespace harness;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
 const std::string everybody = "127.255.255.255";
 
 std::string question(const std::string& nonce) {
@@ -54,7 +52,7 @@ class Seeker {
         if (::sendto(socket_.get(), text.data(), text.size(), 0, generic, sizeof address) < 0) throw Failure("sendto");
     }
 
-    // Gives what comes next, or nothing at the deadline.
+    // Returns what comes next, or nothing at the deadline.
     [[nodiscard]] std::optional<Datagram> receive(const Deadline& until) const {
         pollfd polled{socket_.get(), POLLIN, 0};
         if (::poll(&polled, 1, until.left_ms()) <= 0) return std::nullopt;
@@ -69,7 +67,7 @@ class Seeker {
         return Datagram{host.data(), {bytes.data(), static_cast<std::size_t>(count)}};
     }
 
-    // Asks again and again until an answer to this question comes, for of too many none is answered; and gives it.
+    // Asks again and again until an answer to this question comes, for of too many none is answered; and returns it.
     [[nodiscard]] Datagram ask(const std::string& nonce, const std::string& to = everybody,
                                const Deadline& until = {}) const {
         while (!until.passed()) {
@@ -85,7 +83,7 @@ class Seeker {
     Descriptor socket_;
 };
 
-// A server that answers, and who looks for it.
+// A server that answers, and somebody who looks for it.
 class Discovery : public testing::Test {
    protected:
     void SetUp() override {

@@ -48,7 +48,7 @@ class Answerer {
    public:
     Answerer() : socket_(bound("0.0.0.0", discovery_port)) {}
 
-    // Waits for a question, and gives its nonce.
+    // Waits for a question, and returns its nonce.
     std::string nonce() {
         char bytes[512];
         pollfd polled{socket_.get(), POLLIN, 0};

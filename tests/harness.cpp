@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -81,12 +82,12 @@ Pattern starts(const std::string& prefix) {
             }};
 }
 
-Story::~Story() {
+Transcript::~Transcript() {
     bool failed = std::uncaught_exceptions() > 0 || testing::Test::HasFailure();
     if (failed && !told_ && !entries_.empty()) std::cerr << text();
 }
 
-void Story::note(char kind, std::string_view bytes) {
+void Transcript::note(char kind, std::string_view bytes) {
     std::chrono::duration<double> since = Clock::now() - begin_;
     char when[32];
     std::snprintf(when, sizeof when, "%9.3f %c ", since.count(), kind);
@@ -94,13 +95,13 @@ void Story::note(char kind, std::string_view bytes) {
     if (entries_.size() > 200) entries_.pop_front();
 }
 
-std::string Story::text() const {
+std::string Transcript::text() const {
     std::string result = "--- " + name + "\n";
     for (const std::string& entry : entries_) result += entry + "\n";
     return result;
 }
 
-void Story::fail(const std::string& why, const Deadline& until) {
+void Transcript::fail(const std::string& why, const Deadline& until) {
     note('.', "FAILED: " + why);
     told_ = true;
     throw Failure(std::string(until.file) + ":" + std::to_string(until.line) + ": " + name + ": " + why + "\n" +
@@ -126,6 +127,33 @@ void Descriptor::never_block() const { ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETF
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Small helpers
+
+bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
+
+int count_in(std::string_view text, std::string_view part) {
+    int count = 0;
+    for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++count;
+    return count;
+}
+
+Lines lines_of(const std::string& text) {
+    Lines lines;
+    std::istringstream stream(text);
+    for (std::string line; std::getline(stream, line);) lines.push_back(line);
+    return lines;
+}
+
+std::string numbered(const std::string& text, int first, int last) {
+    std::string lines;
+    for (int i = first; i <= last; ++i) lines += text + std::to_string(i) + '\n';
+    return lines;
+}
+
+std::string utc_now() {
+    const std::time_t now = std::time(nullptr);
+    char text[32];
+    return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now))};
+}
 
 TempDir::TempDir() {
     std::string name = fs::temp_directory_path() / "chatroom-XXXXXX";
@@ -244,7 +272,7 @@ bool prepare_child(const Launch& launch, int in, int out, int err) {
 
 }  // namespace
 
-Process::Process(const std::string& program, const Launch& launch) : story_(program) {
+Process::Process(const std::string& program, const Launch& launch) : transcript_(program) {
     if (launch.terminal) {
         in_ = Descriptor(::posix_openpt(O_RDWR | O_NOCTTY), "posix_openpt");
         if (::grantpt(in_.get()) != 0 || ::unlockpt(in_.get()) != 0) throw Failure(error_of("grantpt"));
@@ -289,7 +317,7 @@ void Process::start(const std::string& program, const Launch& launch, int in, in
     }
     std::string command;
     for (const std::string& arg : args) command += arg + " ";
-    story_.note('.', command + "(process " + std::to_string(pid_) + ")");
+    transcript_.note('.', command + "(process " + std::to_string(pid_) + ")");
     exit_ = std::move(exit.read);
     watcher_ = std::thread([pid = pid_, tell = std::move(exit.write)] {
         int status = 0;
@@ -309,7 +337,7 @@ Process::~Process() {
     }
     for (const std::string* text : {&output_, &errors_}) {
         if (text->find("Sanitizer: ") != text->npos || text->find(": runtime error: ") != text->npos) {
-            ADD_FAILURE() << "a sanitizer's report from " << story_.name << ":\n" << *text;
+            ADD_FAILURE() << "a sanitizer's report from " << transcript_.name << ":\n" << *text;
         }
     }
 }
@@ -327,7 +355,7 @@ bool Process::collect(Descriptor& from, std::string& to, char kind) {
     to += text;
     while (!text.empty()) {
         std::string_view line = text.substr(0, text.find('\n'));
-        story_.note(kind, line);
+        transcript_.note(kind, line);
         text.remove_prefix(std::min(line.size() + 1, text.size()));
     }
     return true;
@@ -356,39 +384,39 @@ bool Process::step(const Deadline& until, bool to_write) {
         exit_.close();
         status_ = status;
         collect_all();  // all that it has printed is there by now
-        story_.note('.', WIFEXITED(status) ? "ended with " + std::to_string(WEXITSTATUS(status))
-                                           : "ended by signal " + std::to_string(WTERMSIG(status)));
+        transcript_.note('.', WIFEXITED(status) ? "ended with " + std::to_string(WEXITSTATUS(status))
+                                                : "ended by signal " + std::to_string(WTERMSIG(status)));
     }
     return true;
 }
 
 void Process::write(std::string_view bytes, Deadline until) {
-    story_.note('>', bytes);
+    transcript_.note('>', bytes);
     while (!bytes.empty()) {
         ssize_t count = ::write(in_.get(), bytes.data(), bytes.size());
         if (count >= 0) {
             bytes.remove_prefix(static_cast<std::size_t>(count));
         } else if (errno == EAGAIN) {
-            if (!step(until, true) || until.passed()) story_.fail("it did not take its input", until);
+            if (!step(until, true) || until.passed()) transcript_.fail("it did not take its input", until);
         } else if (errno != EINTR) {
-            story_.fail(error_of("write to its input"), until);
+            transcript_.fail(error_of("write to its input"), until);
         }
     }
 }
 
 void Process::close_stdin() {
-    story_.note('.', "stdin closed");
+    transcript_.note('.', "stdin closed");
     in_.close();
 }
 
 void Process::close_stdout() {
-    story_.note('.', "stdout closed");
+    transcript_.note('.', "stdout closed");
     out_.close();
 }
 
 void Process::signal(int number) {
-    if (!running()) throw Failure("a signal for " + story_.name + ", which has ended\n" + story_.text());
-    story_.note('.', "signal " + std::to_string(number));
+    if (!running()) throw Failure("a signal for " + transcript_.name + ", which has ended\n" + transcript_.text());
+    transcript_.note('.', "signal " + std::to_string(number));
     ::kill(pid_, number);
 }
 
@@ -408,14 +436,14 @@ std::string Process::wait_error(const Pattern& wanted, Deadline until) {
 std::string Process::wait_in(const std::string& text, std::size_t from, const Pattern& wanted, const Deadline& until) {
     for (bool more = true;; more = step(until) && !until.passed()) {
         if (auto found = wanted.find(std::string_view(text).substr(from))) return *found;
-        if (status_) story_.fail("it ended without " + wanted.meaning, until);
-        if (!more) story_.fail("waited in vain for " + wanted.meaning, until);
+        if (status_) transcript_.fail("it ended without " + wanted.meaning, until);
+        if (!more) transcript_.fail("waited in vain for " + wanted.meaning, until);
     }
 }
 
 int Process::wait_exit(Deadline until) {
     for (bool more = true; !status_; more = step(until) && !until.passed()) {
-        if (!more) story_.fail("waited in vain for its end", until);
+        if (!more) transcript_.fail("waited in vain for its end", until);
     }
     return WIFEXITED(*status_) ? WEXITSTATUS(*status_) : -WTERMSIG(*status_);
 }
@@ -424,7 +452,7 @@ void Process::mark() {
     collect_all();
     output_mark_ = output_.size();
     errors_mark_ = errors_.size();
-    story_.note('.', "mark");
+    transcript_.note('.', "mark");
 }
 
 void Process::resize(Window size) {
@@ -439,7 +467,7 @@ termios Process::modes() const {
 }
 
 void Process::hang_up() {
-    story_.note('.', "hang up");
+    transcript_.note('.', "hang up");
     for (Descriptor* end : {&slave_, &in_, &out_}) end->close();
 }
 
@@ -480,7 +508,7 @@ Server::~Server() {
         } catch (const Failure&) {  // it has just ended, as the test had asked it to
         }
         int status = wait_exit();
-        if (status != 0) ADD_FAILURE() << "the server ended with " << status << "\n" << story().text();
+        if (status != 0) ADD_FAILURE() << "the server ended with " << status << "\n" << transcript().text();
     } catch (const std::exception& error) {
         ADD_FAILURE() << error.what();
     }
@@ -547,7 +575,7 @@ bool has_address(const std::string& address) {
     return ::bind(socket.get(), wanted.get(), wanted.size) == 0;
 }
 
-Peer::Peer(Descriptor socket, std::string label) : story_(std::move(label)), socket_(std::move(socket)) {
+Peer::Peer(Descriptor socket, std::string label) : transcript_(std::move(label)), socket_(std::move(socket)) {
     socket_.never_block();
 }
 
@@ -558,8 +586,8 @@ Peer::Peer(int port, const PeerOptions& options, Deadline until)
 
 Peer::Peer(int port, const char* name, Deadline until) : Peer(port, PeerOptions{}, until) { login(name, "", until); }
 
-std::vector<std::string> Peer::login(const std::string& name, const std::string& password, Deadline until) {
-    story_.name += " (" + name + ")";
+Lines Peer::login(const std::string& name, const std::string& password, Deadline until) {
+    transcript_.name += " (" + name + ")";
     expect(starts("NICK"), until);
     send_line(name, until);
     if (!password.empty()) {
@@ -570,8 +598,8 @@ std::vector<std::string> Peer::login(const std::string& name, const std::string&
     return expect_who(until);
 }
 
-std::vector<std::string> Peer::expect_who(Deadline until) {
-    std::vector<std::string> names;
+Lines Peer::expect_who(Deadline until) {
+    Lines names;
     std::size_t total = 0;
     do {  // a long list comes in several lines
         std::istringstream line(expect(starts("WHO "), until));
@@ -585,22 +613,22 @@ std::vector<std::string> Peer::expect_who(Deadline until) {
 void Peer::send_line(std::string_view line, Deadline until) { send_raw(std::string(line) + "\n", until); }
 
 void Peer::send_raw(std::string_view bytes, Deadline until) {
-    if (!try_send(bytes, until)) story_.fail("not all could be sent", until);
+    if (!try_send(bytes, until)) transcript_.fail("not all could be sent", until);
 }
 
 bool Peer::try_send(std::string_view bytes, Deadline until) {
-    story_.note('>', bytes.ends_with('\n') ? bytes.substr(0, bytes.size() - 1) : bytes);
+    transcript_.note('>', bytes.ends_with('\n') ? bytes.substr(0, bytes.size() - 1) : bytes);
     while (!bytes.empty()) {
         ssize_t count = ::send(socket_.get(), bytes.data(), bytes.size(), 0);
         if (count >= 0) {
             bytes.remove_prefix(static_cast<std::size_t>(count));
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            // A server does not read on from who does not read: without reading, both would wait for ever.
+            // A server stops reading from a client that does not read: without this, both would wait forever.
             bool reads = !deaf_ && !ended_;
             if (!wait(reads ? POLLIN | POLLOUT : POLLOUT, until) || until.passed()) return false;
             if (reads) receive();
         } else if (errno != EINTR) {
-            story_.note('.', error_of("send"));
+            transcript_.note('.', error_of("send"));
             return false;
         }
     }
@@ -623,14 +651,14 @@ void Peer::receive() {
     if (count <= 0) {
         ended_ = true;
         reset_ = count < 0;
-        story_.note('.', (reset_ ? error_of("recv") : "the other side ended the connection") +
-                             (inbox_.empty() ? "" : ", in the middle of: " + inbox_));
+        transcript_.note('.', (reset_ ? error_of("recv") : "the other side ended the connection") +
+                                  (inbox_.empty() ? "" : ", in the middle of: " + inbox_));
         return;
     }
     std::string_view text(bytes, static_cast<std::size_t>(count));
     for (std::size_t end; (end = text.find('\n')) != text.npos; text.remove_prefix(end + 1)) {
         inbox_ += text.substr(0, end);
-        story_.note('<', inbox_);
+        transcript_.note('<', inbox_);
         lines_.push_back(std::exchange(inbox_, {}));
     }
     inbox_ += text;
@@ -642,39 +670,39 @@ bool Peer::next_line(std::string& line, const std::string& awaited, const Deadli
         receive();
         if (!lines_.empty()) break;
         if (ended_) return false;
-        if (!more) story_.fail("waited in vain for " + awaited, until);
+        if (!more) transcript_.fail("waited in vain for " + awaited, until);
     }
     line = std::move(lines_.front());
     lines_.pop_front();
     return true;
 }
 
-// Gives the first line that matches, and adds those before it to `skipped`.
-std::string Peer::seek(const Pattern& wanted, const Deadline& until, std::vector<std::string>* skipped) {
+// Returns the first line that matches, and adds those before it to `skipped`.
+std::string Peer::seek(const Pattern& wanted, const Deadline& until, Lines* skipped) {
     for (std::string line; next_line(line, wanted.meaning, until);) {
         if (wanted.find(line)) return line;
-        if (until.passed()) story_.fail("among all that came there was not " + wanted.meaning, until);
+        if (until.passed()) transcript_.fail("among all that came there was not " + wanted.meaning, until);
         if (skipped != nullptr) skipped->push_back(std::move(line));
     }
-    story_.fail("the connection ended before " + wanted.meaning, until);
+    transcript_.fail("the connection ended before " + wanted.meaning, until);
 }
 
 std::string Peer::expect(const Pattern& wanted, Deadline until) { return seek(wanted, until, nullptr); }
 
-std::vector<std::string> Peer::lines_until(const Pattern& marker, Deadline until) {
-    std::vector<std::string> before;
+Lines Peer::lines_until(const Pattern& marker, Deadline until) {
+    Lines before;
     seek(marker, until, &before);
     return before;
 }
 
 std::string Peer::expect_next(const Pattern& wanted, Deadline until) {
     std::string line;
-    if (!next_line(line, "the next line, " + wanted.meaning, until)) story_.fail("the connection ended", until);
-    if (!wanted.find(line)) story_.fail("the next line is '" + line + "', not " + wanted.meaning, until);
+    if (!next_line(line, "the next line, " + wanted.meaning, until)) transcript_.fail("the connection ended", until);
+    if (!wanted.find(line)) transcript_.fail("the next line is '" + line + "', not " + wanted.meaning, until);
     return line;
 }
 
-std::vector<std::string> Peer::lines_until_echo(Deadline until) {
+Lines Peer::lines_until_echo(Deadline until) {
     static std::atomic<int> number = 0;
     std::string mark = "mark " + std::to_string(++number);
     send_line("/echo " + mark, until);
@@ -683,35 +711,56 @@ std::vector<std::string> Peer::lines_until_echo(Deadline until) {
 
 void Peer::expect_none_until(const Pattern& unwanted, const Pattern& marker, Deadline until) {
     for (const std::string& line : lines_until(marker, until)) {
-        if (unwanted.find(line)) story_.fail("there came '" + line + "', which should not", until);
+        if (unwanted.find(line)) transcript_.fail("there came '" + line + "', which should not", until);
     }
 }
 
-std::vector<std::string> Peer::expect_closed(Deadline until) {
-    std::vector<std::string> last;
+Lines Peer::expect_closed(Deadline until) {
+    Lines last;
     for (std::string line; next_line(line, "the end of the connection", until); last.push_back(line)) {
-        if (until.passed()) story_.fail("lines come without end", until);
+        if (until.passed()) transcript_.fail("lines come without end", until);
     }
     return last;
 }
 
-std::vector<std::string> Peer::expect_eof(Deadline until) {
-    std::vector<std::string> last = expect_closed(until);
-    if (reset_) story_.fail("the connection was reset, not ended", until);
-    if (!inbox_.empty()) story_.fail("the connection ended in the middle of a line: " + inbox_, until);
+Lines Peer::expect_eof(Deadline until) {
+    Lines last = expect_closed(until);
+    if (reset_) transcript_.fail("the connection was reset, not ended", until);
+    if (!inbox_.empty()) transcript_.fail("the connection ended in the middle of a line: " + inbox_, until);
     return last;
 }
 
 void Peer::half_close() {
-    story_.note('.', "half close");
+    transcript_.note('.', "half close");
     ::shutdown(socket_.get(), SHUT_WR);
 }
 
 void Peer::reset() {
-    story_.note('.', "reset");
+    transcript_.note('.', "reset");
     linger at_once{1, 0};
     ::setsockopt(socket_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     socket_.close();
+}
+
+Peer admin_of(const Server& server) {
+    Peer admin(server.port());
+    admin.login("admin", server.password());
+    return admin;
+}
+
+void expect_answer(Peer& peer, const std::string& line, const std::string& answer, Deadline until) {
+    peer.send_line(line, until);
+    peer.expect_next(starts(answer), until);
+}
+
+void expect_answers(Peer& peer, const Answers& answers, Deadline until) {
+    peer.lines_until_echo(until);
+    for (const auto& [line, answer] : answers) {
+        expect_answer(peer, line, answer, until);
+        for (const std::string& more : peer.lines_until_echo(until)) {
+            peer.transcript().fail("after the answer there came '" + more + "'", until);
+        }
+    }
 }
 
 Listener::Listener(const std::string& host) {
@@ -741,7 +790,7 @@ Peer Listener::accept(Deadline until) {
         }
         pollfd event{socket_.get(), POLLIN, 0};
         int ready = ::poll(&event, 1, until.left_ms());
-        if (ready == 0) Story("listener").fail("nobody connected", until);
+        if (ready == 0) Transcript("listener").fail("nobody connected", until);
     }
 }
 

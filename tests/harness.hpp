@@ -1,4 +1,11 @@
-// The test harness: programs to start, people to connect to them, and a deadline on every wait.
+// The test harness: programs to start, peers that connect to them, and a deadline on every wait. A first test:
+//
+//     TEST(Rooms, EveryoneHearsWhatIsSaid) {
+//         Server server;
+//         Peer alice(server.port(), "alice"), bob(server.port(), "bob");
+//         alice.send_line("hello");
+//         bob.expect("SAY alice hello");
+//     }
 //
 // Nothing sleeps to give others time: each wait is for an event, and ends at its deadline. What fails throws
 // Failure, which GoogleTest reports with the line of the test it was called from and the whole conversation
@@ -29,6 +36,7 @@
 namespace harness {
 
 using Clock = std::chrono::steady_clock;
+using Lines = std::vector<std::string>;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Deadlines, patterns, conversations
@@ -64,7 +72,7 @@ struct Pattern {
           }) {}
 
     std::string meaning;  // for the report
-    Find find;            // gives what was found
+    Find find;            // returns what was found
 };
 
 Pattern re(const std::string& expression);  // finds its first group, or all of it; ^ and $ are ends of lines
@@ -72,12 +80,12 @@ Pattern starts(const std::string& prefix);  // a text that begins so
 
 // What was sent (>), what came (<, and ! on stderr), what happened (.), and when; only the latest of a long
 // one.
-class Story {
+class Transcript {
    public:
-    explicit Story(std::string who) : name(std::move(who)) {}
-    Story(Story&&) = default;
-    Story& operator=(Story&&) = default;
-    ~Story();  // prints it if the test has failed
+    explicit Transcript(std::string who) : name(std::move(who)) {}
+    Transcript(Transcript&&) = default;
+    Transcript& operator=(Transcript&&) = default;
+    ~Transcript();  // prints it if the test has failed
     void note(char kind, std::string_view bytes);
     std::string text() const;
     [[noreturn]] void fail(const std::string& why, const Deadline& until);  // throws Failure
@@ -110,6 +118,12 @@ class Descriptor {
 // ---------------------------------------------------------------------------------------------------------------------
 // Small helpers
 
+bool contains(std::string_view text, std::string_view part);
+int count_in(std::string_view text, std::string_view part);
+Lines lines_of(const std::string& text);
+std::string numbered(const std::string& text, int first, int last);  // text and a number on each line
+std::string utc_now();                                               // as in 2026-01-31T12:00:00Z
+
 // A fresh directory, removed at the end with all that is in it.
 class TempDir {
    public:
@@ -135,8 +149,9 @@ long descriptor_count(pid_t pid);
 long resident_bytes(pid_t pid);
 
 bool has_address(const std::string& address);  // of this machine: ::1 and 127.0.0.2 may be missing, so GTEST_SKIP
-std::string server_path();                     // CHATROOM_SERVER, else ./server
-std::string client_path();                     // CHATROOM_CLIENT, else ./client
+inline const std::string second_address = "127.0.0.2";  // of this machine too; to the server it is another one
+std::string server_path();                              // CHATROOM_SERVER, else ./server
+std::string client_path();                              // CHATROOM_CLIENT, else ./client
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Programs
@@ -170,7 +185,7 @@ class Process {
     void close_stdout();  // who reads the output is gone; with a terminal, nothing
     void signal(int number);
 
-    // Wait until stdout (the screen), or stderr, has it since mark(), and give what was found. Throw at the
+    // Wait until stdout (the screen), or stderr, has it since mark(), and return what was found. Throw at the
     // deadline, and as soon as the program has ended without it.
     std::string wait_output(const Pattern& wanted, Deadline until = {});
     std::string wait_error(const Pattern& wanted, Deadline until = {});
@@ -182,7 +197,7 @@ class Process {
     const std::string& output() const { return output_; }  // all that has been read of stdout, or the screen's bytes
     const std::string& errors() const { return errors_; }
     pid_t pid() const { return pid_; }
-    Story& story() { return story_; }
+    Transcript& transcript() { return transcript_; }
 
     // On a terminal only.
     void resize(Window size);  // the program gets SIGWINCH
@@ -197,7 +212,7 @@ class Process {
     void collect_all();
     std::string wait_in(const std::string& text, std::size_t from, const Pattern& wanted, const Deadline& until);
 
-    Story story_;
+    Transcript transcript_;
     pid_t pid_ = -1;
     Descriptor in_, out_, err_;       // the test's ends; with a terminal in_ and out_ are its master
     Descriptor slave_;                // kept open, so that a terminal can be looked at after the program's end
@@ -258,9 +273,9 @@ class Peer {
     Peer(int port, const char* name, Deadline until = {});                          // and logs in
     Peer(Descriptor socket, std::string label);
 
-    // Answers NICK, and PASS if there is a password, and reads on to the end of WHO; gives the names in it.
-    std::vector<std::string> login(const std::string& name, const std::string& password = {}, Deadline until = {});
-    std::vector<std::string> expect_who(Deadline until = {});  // the names of the next, complete WHO
+    // Answers NICK, and PASS if there is a password, and reads on to the end of WHO; returns the names in it.
+    Lines login(const std::string& name, const std::string& password = {}, Deadline until = {});
+    Lines expect_who(Deadline until = {});  // the names of the next, complete WHO
 
     void send_line(std::string_view line, Deadline until = {});  // adds the \n
     void send_raw(std::string_view bytes, Deadline until = {});  // exactly these; blocks until the system took them
@@ -271,31 +286,40 @@ class Peer {
 
     // To see that something did not come, without waiting for it not to: what came before the line that
     // matches `marker`, or before the answer to an /echo sent now.
-    std::vector<std::string> lines_until(const Pattern& marker, Deadline until = {});
-    std::vector<std::string> lines_until_echo(Deadline until = {});
+    Lines lines_until(const Pattern& marker, Deadline until = {});
+    Lines lines_until_echo(Deadline until = {});
     void expect_none_until(const Pattern& unwanted, const Pattern& marker, Deadline until = {});
 
-    // Wait for the end and give the lines before it: an end between two lines; or any, a reset too.
-    std::vector<std::string> expect_eof(Deadline until = {});
-    std::vector<std::string> expect_closed(Deadline until = {});
+    // Wait for the end and return the lines before it: an end between two lines; or any, a reset too.
+    Lines expect_eof(Deadline until = {});
+    Lines expect_closed(Deadline until = {});
 
     void half_close();  // nothing more will be sent
     void reset();       // ends the connection with RST
     void close() { socket_.close(); }
-    Story& story() { return story_; }
+    Transcript& transcript() { return transcript_; }
 
    private:
     bool wait(short events, const Deadline& until);
     void receive();
-    std::string seek(const Pattern& wanted, const Deadline& until, std::vector<std::string>* skipped);
+    std::string seek(const Pattern& wanted, const Deadline& until, Lines* skipped);
     bool next_line(std::string& line, const std::string& awaited, const Deadline& until);
 
-    Story story_;
+    Transcript transcript_;
     Descriptor socket_;
     std::string inbox_;              // bytes of a line that is not yet complete
     std::deque<std::string> lines_;  // complete, not yet asked for
     bool ended_ = false, reset_ = false, deaf_ = false;
 };
+
+Peer admin_of(const Server& server);  // logged in
+
+// Sends a line; the very next line that comes begins with the answer.
+void expect_answer(Peer& peer, const std::string& line, const std::string& answer, Deadline until = {});
+
+// Sends each line, and expects one line as the answer, which begins so. What came before is skipped.
+using Answers = std::vector<std::pair<std::string, std::string>>;
+void expect_answers(Peer& peer, const Answers& answers, Deadline until = {});
 
 // Waits for connections, as a server that does as the test says.
 class Listener {

@@ -33,8 +33,6 @@ std::string failure_of(const std::function<void()>& act) {
     return "no failure";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 TEST(Process, TalksThroughPipesUntilTheEndOfInput) {
     Process cat("/bin/cat");
     cat.write("hello\nport 4");
@@ -126,15 +124,15 @@ TEST(Process, InheritsNothingOfTheTests) {
     EXPECT_GT(resident_bytes(cat.pid()), 100'000);
 }
 
-TEST(Process, FailureNamesTheLineAndTellsTheStory) {
+TEST(Process, FailureNamesTheLineAndHasTheTranscript) {
     Process cat("/bin/cat");
     cat.write("apple\n");
     cat.wait_output("apple");
     std::string line = std::to_string(__LINE__ + 1);
-    std::string story = failure_of([&] { cat.wait_output("pear", 0); });
+    std::string transcript = failure_of([&] { cat.wait_output("pear", 0); });
     for (const std::string& part : {"harness_test.cpp:" + line + ":", std::string("in vain for 'pear'"),
                                     std::string("> apple"), std::string("< apple")}) {
-        EXPECT_TRUE(contains(story, part)) << part << " is not in\n" << story;
+        EXPECT_TRUE(contains(transcript, part)) << part << " is not in\n" << transcript;
     }
     Process gone("/bin/sh", shell("echo sorry"));
     EXPECT_TRUE(contains(failure_of([&] { gone.wait_output("pear"); }), "it ended without 'pear'"));
@@ -243,11 +241,11 @@ TEST(Peer, DeafOneFillsUpAndOneThatReadsDoesNot) {
     Pair deaf(options);
     deaf.server.send_line("hello");
     EXPECT_FALSE(deaf.client.try_send(much, 0.2));
-    EXPECT_FALSE(contains(deaf.client.story().text(), "< hello"));
+    EXPECT_FALSE(contains(deaf.client.transcript().text(), "< hello"));
     Pair reader;
     reader.server.send_line("hello");
     EXPECT_FALSE(reader.client.try_send(much, 0.2));
-    EXPECT_TRUE(contains(reader.client.story().text(), "< hello"));
+    EXPECT_TRUE(contains(reader.client.transcript().text(), "< hello"));
 }
 
 TEST(Peer, LogsInAndReadsAWholeWho) {
@@ -272,7 +270,7 @@ TEST(Peer, MayComeFromAnotherAddress) {
     EXPECT_FALSE(has_address("192.0.2.1"));
     if (!has_address("127.0.0.2")) GTEST_SKIP() << "127.0.0.2 is no address of this machine";
     Pair pair({.from = "127.0.0.2"});
-    EXPECT_EQ(pair.server.story().name, "accepted from 127.0.0.2");
+    EXPECT_EQ(pair.server.transcript().name, "accepted from 127.0.0.2");
 }
 
 // Makes CHATROOM_SERVER a script that says how it was started and, at SIGTERM, ends with the given status.

@@ -16,11 +16,7 @@ using namespace harness;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-// Gives where a program is that the system has, or an empty text.
+// Returns the path of a program that the system has, or an empty text.
 std::string program(const std::string& name) {
     for (const char* directory : {"/usr/bin/", "/bin/", "/usr/sbin/", "/usr/local/bin/", "/opt/homebrew/bin/"}) {
         if (::access((directory + name).c_str(), X_OK) == 0) return directory + name;
@@ -41,7 +37,7 @@ void replace(std::string& text, const std::string& part, const std::string& by) 
     text.replace(at, part.size(), by);
 }
 
-// Gives the line of docs/internet.md that begins so, and has an option: what the page tells people to do is what is
+// Returns the line of docs/internet.md that begins so, and has an option: what the page tells people to do is what is
 // tried.
 std::string quoted(const std::string& beginning, const std::string& option = "") {
     std::istringstream page(read_file("docs/internet.md"));
@@ -51,7 +47,7 @@ std::string quoted(const std::string& beginning, const std::string& option = "")
     throw Failure("docs/internet.md has no line that begins with " + beginning + " and has " + option);
 }
 
-// Gives the command in a --via with that option, to another HOST:PORT.
+// Returns the command in a --via with that option, to another HOST:PORT.
 std::string quoted_via(const std::string& option, const std::string& host_port) {
     const std::string line = quoted("./client --via 'openssl s_client ", option), where = " chat.example.org:12346'";
     EXPECT_TRUE(line.ends_with(where)) << line;
@@ -207,7 +203,7 @@ TEST_P(Tls, TakesTheCertificateOfAnAuthorityForItsNameAlone) {
     EXPECT_EQ(deceived.wait_exit(), 1);
     deceived.wait_output("-- verify error:num=62:hostname mismatch");
 
-    ASSERT_TRUE(std::filesystem::create_directory(path("other")));  // who has the file wants no authority's
+    ASSERT_TRUE(std::filesystem::create_directory(path("other")));  // whoever has the file needs no authority's
     run(quoted("openssl req "), path("other"));
     ViaClient pinning(pinned(), {.env = trusting.env, .directory = path("other")});
     EXPECT_EQ(pinning.wait_exit(), 1);

@@ -21,7 +21,7 @@ struct Colors {
     bool bold = false;
 };
 
-// Gives the colours for the codes of ESC [ m.
+// Returns the colours for the codes of ESC [ m.
 Colors colors_of(const std::string& style) {
     static const std::map<int, std::string> inks = {{30, "#101418"}, {31, "#ff6b68"}, {32, "#7ec77e"}, {33, "#d9b36c"},
                                                     {35, "#c792ea"}, {36, "#5fc9c9"}, {90, "#8b949e"}, {92, "#a5e075"},

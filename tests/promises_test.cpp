@@ -22,7 +22,6 @@ namespace {
 using namespace std::chrono_literals;
 using namespace std::string_literals;
 using Seconds = std::chrono::duration<double>;
-using Strings = std::vector<std::string>;
 using Crowd = std::deque<Peer>;
 
 const std::string replaced = "\uFFFD";
@@ -42,28 +41,15 @@ Crowd crowd(int port, int count, const std::string& name) {
     return people;
 }
 
-Peer admin_at(const Server& server) {
-    Peer admin(server.port());
-    admin.login("admin", server.password());
-    return admin;
-}
-
-// "text 0", "text 1" and so on, each with a line's end.
-std::string numbered(const std::string& text, int count) {
-    std::string lines;
-    for (int i = 0; i < count; ++i) lines += text + ' ' + std::to_string(i) + '\n';
-    return lines;
-}
-
 // The next lines that are said, as they come: "SAY alice hello".
-Strings expect_said(Peer& listener, int count, Deadline until = {}) {
-    Strings lines;
+Lines expect_said(Peer& listener, int count, Deadline until = {}) {
+    Lines lines;
     for (int i = 0; i < count; ++i) lines.push_back(listener.expect(starts("SAY "), until));
     return lines;
 }
 
 // That these are numbered() lines of the speaker, all of them and in order.
-void expect_numbered(const Strings& lines, const std::string& speaker, const std::string& text) {
+void expect_numbered(const Lines& lines, const std::string& speaker, const std::string& text) {
     for (std::size_t i = 0; i < lines.size(); ++i) {
         ASSERT_EQ(lines[i], "SAY " + speaker + " " + text + " " + std::to_string(i));
     }
@@ -80,7 +66,7 @@ void expect_chat(int port) {
 
 // A connection that never reads, and for which much waits so that its socket is full: it asks for what it does not
 // read until the server reads no more from it.
-std::unique_ptr<Peer> clogged(int port, const std::string& name) {
+std::unique_ptr<Peer> stalled_peer(int port, const std::string& name) {
     auto peer = std::make_unique<Peer>(port, PeerOptions{.receive_buffer = 4096, .deaf = true});
     peer->login(name);
     const std::string request = "/echo " + std::string(4000, 'x') + "\n";
@@ -116,8 +102,8 @@ TEST(SameOrder, ForTenTalkersAndTwentyListeners) {
     Server server;
     Crowd listeners = crowd(server.port(), 20, "listener");
     Crowd talkers = crowd(server.port(), 10, "talker");
-    for (Peer& talker : talkers) talker.send_raw(numbered("line", 50));
-    const Strings first = expect_said(listeners[0], 500);
+    for (Peer& talker : talkers) talker.send_raw(numbered("line ", 0, 49));
+    const Lines first = expect_said(listeners[0], 500);
     for (std::size_t i = 1; i < listeners.size(); ++i) EXPECT_EQ(expect_said(listeners[i], 500), first);
     for (Peer& talker : talkers) EXPECT_EQ(expect_said(talker, 500), first);
 }
@@ -127,8 +113,8 @@ TEST(SameOrder, HoldsForEachSpeaker) {
     Server server;
     Peer listener(server.port(), "listener");
     Crowd talkers = crowd(server.port(), 5, "talker");
-    for (Peer& talker : talkers) talker.send_raw(numbered("line", 100));
-    std::map<std::string, Strings> by_speaker;
+    for (Peer& talker : talkers) talker.send_raw(numbered("line ", 0, 99));
+    std::map<std::string, Lines> by_speaker;
     for (const std::string& line : expect_said(listener, 500)) by_speaker[line.substr(4, 7)].push_back(line);
     ASSERT_EQ(by_speaker.size(), 5U);
     for (const auto& [speaker, lines] : by_speaker) {
@@ -137,16 +123,16 @@ TEST(SameOrder, HoldsForEachSpeaker) {
     }
 }
 
-// Promise 1: what is shown to who comes later has that order too.
+// Promise 1: what is shown to those who come later has that order too.
 TEST(SameOrder, HoldsForWhoComesLater) {
     Server server;
     Crowd talkers = crowd(server.port(), 3, "talker");
-    for (Peer& talker : talkers) talker.send_raw(numbered("line", 40));
-    const Strings said = expect_said(talkers[0], 120);
+    for (Peer& talker : talkers) talker.send_raw(numbered("line ", 0, 39));
+    const Lines said = expect_said(talkers[0], 120);
     Peer late(server.port(), "late");
-    Strings past;
+    Lines past;
     for (const std::string& line : late.lines_until_echo()) past.push_back(line.substr(line.find("SAY ")));
-    EXPECT_EQ(past, Strings(said.end() - 50, said.end()));
+    EXPECT_EQ(past, Lines(said.end() - 50, said.end()));
 }
 
 // Promise 1: what is said to a room and what is sent to one alone keep their order, though they wait in two places.
@@ -155,7 +141,7 @@ TEST(SameOrder, HoldsForRoomAndPrivateLines) {
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     alice.expect("JOIN bob");
     std::string sent;
-    Strings wanted;
+    Lines wanted;
     for (int i = 0; i < 100; ++i) {
         sent += "to all\n/msg bob to you\n";
         wanted.insert(wanted.end(), {"SAY alice to all", "MSG alice bob to you"});
@@ -173,23 +159,23 @@ TEST(SameOrder, HoldsForWhoGoesAndWhoIgnores) {
     carol.send_line("/ignore bob");
     carol.expect("INFO");
     std::string sent;
-    Strings alices, others;
+    Lines alices, others;
     for (int i = 0; i < 100; ++i) {
         sent += "/join den\nhere\n/leave\nback\n";
         alices.insert(alices.end(), {"SAY alice here", "SAY alice back"});
         others.insert(others.end(), {"LEAVE alice left for another room.", "JOIN alice joined.", "SAY alice back"});
     }
     alice.send_raw(sent + "the end\n");
-    bob.send_raw(numbered("not for carol", 300));
+    bob.send_raw(numbered("not for carol ", 0, 299));
     EXPECT_EQ(carol.lines_until("SAY alice the end"), others);
-    Strings said = alice.lines_until("SAY alice the end");
+    Lines said = alice.lines_until("SAY alice the end");
     std::erase_if(said, [](const std::string& line) { return !line.starts_with("SAY alice"); });
     EXPECT_EQ(said, alices);
-    Strings seen = bob.lines_until("SAY alice the end");
+    Lines seen = bob.lines_until("SAY alice the end");
     std::erase_if(seen, [](const std::string& line) { return line.starts_with("SAY bob"); });
     EXPECT_EQ(seen, others);
     bob.send_line("/join den");
-    EXPECT_EQ(carol.lines_until("LEAVE bob"), Strings{});
+    EXPECT_EQ(carol.lines_until("LEAVE bob"), Lines{});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -231,7 +217,7 @@ TEST(NobodyWaits, ForWhoIsTooSlow) {
     for (int i = 0; i < 4; ++i) slow.emplace_back(server.port());
     Peer &silent = slow[0], &drips = slow[1], &babbles = slow[2], &hesitates = slow[3];
     hesitates.send_line("admin");
-    const auto stalled = clogged(server.port(), "stalled");
+    const auto stalled = stalled_peer(server.port(), "stalled");
 
     alice.expect("LEAVE stalled took nothing of what was sent for 10 seconds.", 20);
     EXPECT_GE(seconds_since(begin), 10);
@@ -245,7 +231,7 @@ TEST(NobodyWaits, ForWhoIsTooSlow) {
     EXPECT_GE(seconds_since(begin), 20);
     EXPECT_EQ(end.get().back(), "REFUSE The login took longer than 20 seconds.");
     for (Peer* peer : {&drips, &babbles, &hesitates}) {
-        const Strings lines = peer->expect_closed();
+        const Lines lines = peer->expect_closed();
         ASSERT_FALSE(lines.empty());
         EXPECT_EQ(lines.back(), "REFUSE The login took longer than 20 seconds.");
     }
@@ -258,13 +244,13 @@ TEST(NobodyWaits, ForWhoFloods) {
     Server server({.rate = 10});
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     const auto begin = Clock::now();
-    alice.send_raw(numbered("flood", 60));
+    alice.send_raw(numbered("flood ", 0, 59));
     bob.expect("SAY alice flood 0");
     for (int i = 0; i < 20; ++i) {
         bob.send_line("me too " + std::to_string(i));
         bob.expect("SAY bob me too " + std::to_string(i));
     }
-    Strings heard = expect_said(alice, 80);
+    Lines heard = expect_said(alice, 80);
     EXPECT_GE(seconds_since(begin), 3) << "a burst of 30, and then ten a second";
     const auto last_of_bob = std::ranges::find(heard, "SAY bob me too 19");
     EXPECT_LT(last_of_bob - heard.begin(), 20 + 45) << "bob waited for alice";
@@ -277,7 +263,7 @@ TEST(NobodyWaits, AndAPasteArrivesWhole) {
     Server server({.rate = 100});
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     const auto begin = Clock::now();
-    alice.send_raw(numbered("paste", 200));
+    alice.send_raw(numbered("paste ", 0, 199));
     expect_numbered(expect_said(bob, 200), "alice", "paste");
     EXPECT_GE(seconds_since(begin), 1.7);
     expect_numbered(expect_said(alice, 200), "alice", "paste");
@@ -319,7 +305,7 @@ TEST(NobodyWaits, ForAnOperator) {
     expect_chat(left_alone.port());
 }
 
-Strings server_arguments(const TempDir& dir) {
+Lines server_arguments(const TempDir& dir) {
     return {"--port", "0", "--bind", "127.0.0.1", "--bans", dir.path() / "bans.txt"};
 }
 
@@ -368,7 +354,7 @@ TEST(OneLine, ByteByByte) {
 TEST(OneLine, FiveHundredInOneSend) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
-    alice.send_raw(numbered("line", 500));
+    alice.send_raw(numbered("line ", 0, 499));
     expect_numbered(expect_said(bob, 500), "alice", "line");
 }
 
@@ -378,7 +364,7 @@ TEST(OneLine, TheWholeConversationInOneSend) {
     Peer bob(server.port(), "bob"), admin(server.port());
     admin.send_raw("ab\nadmin\nwrong\n" + server.password() + "\nhello\n/echo one\r\n/quit\nnever");
     bob.expect("SAY admin hello");
-    const Strings lines = admin.expect_eof();
+    const Lines lines = admin.expect_eof();
     EXPECT_EQ(std::ranges::count(lines, "ECHO one"), 1);
     EXPECT_EQ(lines.back(), "BYE QUIT Goodbye, admin.");
     bob.expect_none_until("never", "LEAVE admin left.");
@@ -444,8 +430,8 @@ TEST(OneLine, ThatNeverEndsCostsNothing) {
 }
 
 // What must not reach a screen: terminal escapes, other line ends, what turns or hides text, what is not UTF-8.
-const Strings& hostile() {
-    static const Strings all = {
+const Lines& hostile() {
+    static const Lines all = {
         "\x1B[2J",
         "\x1B]0;title\x07",
         "\0"s,
@@ -538,14 +524,14 @@ TEST(OneLine, WhatPeopleWriteIsNotChanged) {
     EXPECT_EQ(bob.expect_next(), "SAY alice a b");
 }
 
-// Promise 3: every row that others see, the log included, is under the name of who typed it.
+// Promise 3: every row that others see, the log included, is under the name of whoever typed it.
 TEST(OneLine, NothingTypedLooksLikeAnothersLine) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     server.wait_output("bob joined.");
     server.mark();
     for (const std::string& end :
-         Strings{"\n", "\r", "\r\r\n", "\u2028", "\u2029", "\u0085", "\v", "\f", "\0"s, "\x1B[1;1H"}) {
+         Lines{"\n", "\r", "\r\r\n", "\u2028", "\u2029", "\u0085", "\v", "\f", "\0"s, "\x1B[1;1H"}) {
         for (const char* command : {"", "/me ", "/msg bob "}) {
             alice.send_line(command + "hi"s + end + "SAY admin obey" + end + "BYE KICK You were kicked");
         }
@@ -569,7 +555,7 @@ TEST(OneLine, NothingTypedLooksLikeAnothersLine) {
 // Promise 3: a name to be banned cannot bring a line of its own, a comment or an escape into the file.
 TEST(OneLine, NothingHostileReachesTheBanList) {
     Server server;
-    Peer admin = admin_at(server);
+    Peer admin = admin_of(server);
     for (const std::string& bad : hostile()) {
         for (const std::string& name : {"eve" + bad + "mallory", "eve" + bad, bad + "eve", "10.0.0.1" + bad}) {
             admin.send_line("/ban " + name);
@@ -599,7 +585,7 @@ const std::vector<std::function<void(Peer&, const std::string& name)>>& stages()
         [](Peer& peer, const std::string& name) { peer.send_raw(name + "\nhello\n/quit\n"); },
         [](Peer& peer, const std::string& name) { peer.login(name); },
         [](Peer& peer, const std::string& name) { peer.login(name), peer.send_raw("unfinis"); },
-        [](Peer& peer, const std::string& name) { peer.login(name), peer.send_raw(numbered("/help", 20)); },
+        [](Peer& peer, const std::string& name) { peer.login(name), peer.send_raw(numbered("/help ", 0, 19)); },
     };
     return all;
 }
@@ -645,13 +631,13 @@ TEST(OneOwner, NothingIsLeftOfAHundredConnections) {
     alice.expect("WHO public 1 alice");
 }
 
-// Promise 4: sending to who has just gone does not end the server (SIGPIPE), nor anybody else.
+// Promise 4: sending to a client that has just gone ends neither the server (SIGPIPE) nor another client.
 TEST(OneOwner, SurvivesResetsWhileItSends) {
     Server server;
     Peer alice(server.port(), "alice");
     for (int round = 0; round < 10; ++round) {
         Crowd victims = crowd(server.port(), 10, "victim");
-        alice.send_raw(numbered("line", 200));
+        alice.send_raw(numbered("line ", 0, 199));
         for (Peer& victim : victims) victim.reset();
         expect_numbered(expect_said(alice, 200), "alice", "line");
     }
@@ -669,14 +655,14 @@ TEST(OnDisk, BansSurviveAKillAtAnyMoment) {
     for (int i = 0; i < 10000; ++i) by_hand += "# a line that takes time to write\n";
     write_file(file, by_hand);
     std::mt19937 random(4);  // NOLINT(bugprone-random-generator-seed): so that a failure comes again
-    Strings acknowledged = {"mallory"};
+    Lines acknowledged = {"mallory"};
     const auto whole = [&](const std::string& text) { return text.starts_with(by_hand) && text.ends_with("\n"); };
     const auto note = [&](const std::string& line) {
         if (auto name = re("^INFO (\\w+) is banned\\.").find(line)) acknowledged.push_back(*name);
     };
     for (int round = 0; round < 15; ++round) {
         Server server({.args = {"--bans", file}});
-        Peer admin = admin_at(server);
+        Peer admin = admin_of(server);
         for (int i = 0; i < 30; ++i) admin.send_line("/ban r" + std::to_string(round) + "ban" + std::to_string(i));
         for (auto left = random() % 10; left > 0; --left) note(admin.expect(starts("INFO")));
         const auto moment = Clock::now() + std::chrono::microseconds(random() % 20000);
@@ -709,11 +695,11 @@ TEST(OnDisk, BansSurviveAKillAtAnyMoment) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Promise 6: every refusal says why, and the server goes on
 
-// Connects, and gives the line that decides: NICK, or a REFUSE that ends the connection.
+// Connects, and returns the line that decides: NICK, or a REFUSE that ends the connection.
 std::string first_answer(Peer& peer) {
     std::string line = peer.expect(re("^(NICK|REFUSE) "));
     if (line.starts_with("REFUSE")) {
-        EXPECT_EQ(peer.expect_closed(), Strings{});
+        EXPECT_EQ(peer.expect_closed(), Lines{});
     }
     return line;
 }
@@ -775,7 +761,7 @@ void expect_refusals_and_recovery(Server& server, const std::string& reason) {
     } while (first_answer(people.back()).starts_with("NICK"));
     people.pop_back();
     const auto begin = Clock::now();
-    Strings answers;
+    Lines answers;
     EXPECT_TRUE(eventually([&] {
         Peer newcomer(server.port());
         answers.push_back(first_answer(newcomer));
@@ -841,11 +827,11 @@ TEST_P(Shutdown, TellsEveryoneAndEndsWithinASecond) {
     nameless.send_raw("unfinis");
     at_password.send_line("admin");
     at_password.expect("PASS");
-    Peer admin = admin_at(server), alice(server.port(), "alice");
-    const auto stalled = clogged(server.port(), "stalled");
+    Peer admin = admin_of(server), alice(server.port(), "alice");
+    const auto stalled = stalled_peer(server.port(), "stalled");
     server.pause_reading(true);
     const std::string text(1000, 'x');
-    alice.send_raw(numbered(text, 100));
+    alice.send_raw(numbered(text + ' ', 0, 99));
     expect_said(alice, 100);
     Peer quitter(server.port(), "quitter");  // and does not close its side
     quitter.send_line("/quit");
@@ -855,7 +841,7 @@ TEST_P(Shutdown, TellsEveryoneAndEndsWithinASecond) {
     GetParam().request(server, admin);
     expect_numbered(expect_said(bob, 100), "alice", text);
     for (Peer* peer : {&alice, &bob, &admin, &nameless, &at_password}) {
-        const Strings lines = peer->expect_eof();
+        const Lines lines = peer->expect_eof();
         ASSERT_FALSE(lines.empty());
         EXPECT_EQ(lines.back(), "BYE SHUTDOWN The server shuts down.");
     }

@@ -18,17 +18,7 @@ using namespace harness;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-using Answers = std::vector<std::pair<std::string, std::string>>;  // a line, and how the answer to it begins
-
-const char* const second_address = "127.0.0.2";  // of this machine too: to the server, another one
 const std::string in_public = "ROOM public - - You are in public. Its code: NO CODE. Its owner: none.";
-
-Peer admin_of(const Server& server) {
-    Peer admin(server.port());
-    admin.login("admin", server.password());
-    return admin;
-}
 
 Peer from_second_address(const Server& server, const std::string& name) {
     Peer peer(server.port(), {.from = second_address});
@@ -41,20 +31,11 @@ void settle(std::initializer_list<Peer*> peers) {
     for (Peer* peer : peers) peer->lines_until_echo();
 }
 
-// Sends a line and gives all that comes before the answer to an /echo after it.
+// Sends a line and returns all that comes before the answer to an /echo after it.
 Lines answers_to(Peer& peer, const std::string& line) {
     settle({&peer});
     peer.send_line(line);
     return peer.lines_until_echo();
-}
-
-// Sends each line, and expects one line as the answer, which begins so.
-void expect_answers(Peer& peer, const Answers& answers) {
-    for (const auto& [line, answer] : answers) {
-        const Lines came = answers_to(peer, line);
-        ASSERT_EQ(came.size(), 1U) << line;
-        EXPECT_EQ(came[0].substr(0, answer.size()), answer) << line;
-    }
 }
 
 // Goes to a room, or makes it, and reads what one is told there.
@@ -64,7 +45,7 @@ void go(Peer& peer, const std::string& command) {
     settle({&peer});
 }
 
-// Gives all of the server's log so far, without its first lines, in which the secrets are.
+// Returns all of the server's log so far, without its first lines, in which the secrets are.
 std::string log_of(Server& server) {
     static int number = 0;
     const std::string mark = "the log until " + std::to_string(++number);
@@ -76,16 +57,8 @@ std::string log_of(Server& server) {
 
 std::string exit_code_of(Server& server) { return server.wait_output(re("^exit code: ([0-9]{5})$")); }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 bool any_contains(const Lines& lines, const std::string& part) {
     return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return contains(line, part); });
-}
-
-std::string utc_now() {
-    const std::time_t now = std::time(nullptr);
-    char text[32];
-    return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now))};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -409,7 +382,7 @@ TEST(Kick, ByTheAdminFollowsTheRule) {
     alice.expect_next("INFO You were kicked by admin.");
     alice.expect_next(in_public);
     go(admin, "/leave");
-    admin.send_line("/kick bob");  // who is in another room, but in public this is the server
+    admin.send_line("/kick bob");  // bob is in another room, but in public this is the server
     EXPECT_EQ(bob.expect_eof().back(), "BYE KICK You were kicked by admin.");
     admin.send_line("/kick alice");
     EXPECT_EQ(alice.expect_eof().back(), "BYE KICK You were kicked by admin.");
@@ -735,7 +708,7 @@ TEST(Reset, EndsRoomsAndBlocksAndForgetsWhatWasSaid) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Help
 
-// Gives the commands in a /help.
+// Returns the commands in a /help.
 std::set<std::string> commands_in(const Lines& help) {
     std::set<std::string> names;
     for (const std::string& line : help) {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs test programs, two at a time since they wait more than they work, tells what failed, and adds them up:
+# Runs test programs, four at a time since they wait more than they work, tells what failed, and adds them up:
 # `make test` calls it so.
 #
 #   FILTER='Suite.*' V=1 sh tests/run.sh REPORT TEST...
@@ -45,7 +45,7 @@ reports=$1
 shift
 passed=0 failed=0 skipped=0
 rm -f "$reports".*
-printf '%s\n' "$@" | xargs -P 2 -I TEST sh "$0" --one TEST
+printf '%s\n' "$@" | xargs -P 4 -I TEST sh "$0" --one TEST
 
 for each in "$@"; do
     count_tests "$each"

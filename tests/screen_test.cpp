@@ -21,11 +21,9 @@ namespace {
 
 const char* const locale_set = std::setlocale(LC_CTYPE, "C.UTF-8");  // for the width of characters
 
-const long most_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 512L << 20 : 64L << 20;  // sanitizers need more
+const long max_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 512L << 20 : 64L << 20;  // sanitizers need more
 
-using Words = std::vector<std::string>;
-
-Launch on_port(int port, const Words& more = {}, Window size = {}) {
+Launch on_port(int port, const Lines& more = {}, Window size = {}) {
     Launch launch{.args = {"127.0.0.1", std::to_string(port)}, .env = {"TZ=UTC0", "NO_COLOR"}, .terminal = size};
     launch.args.insert(launch.args.end(), more.begin(), more.end());
     return launch;
@@ -33,7 +31,7 @@ Launch on_port(int port, const Words& more = {}, Window size = {}) {
 
 // A client who has logged in to a server.
 struct User : OnScreen {
-    explicit User(const Server& server, const std::string& name = "alice", Window size = {}, const Words& more = {})
+    explicit User(const Server& server, const std::string& name = "alice", Window size = {}, const Lines& more = {})
         : OnScreen(client_path(), on_port(server.port(), more, size)) {
         if (size.rows < 10) return;
         wait("Your name: ");
@@ -45,12 +43,14 @@ struct User : OnScreen {
 };
 
 // A client whose server is the test.
-struct Led : OnScreen {
-    explicit Led(const Words& more = {}, Window size = {}) : Led(std::make_unique<Listener>(), more, size) {}
+struct ScriptedServer : OnScreen {
+    explicit ScriptedServer(const Lines& more = {}, Window size = {})
+        : ScriptedServer(std::make_unique<Listener>(), more, size) {}
 
     // Sends lines, and waits until the last of them has been shown.
     void tell(const std::string& lines) {
-        server.send_raw(lines + "\nINFO told " + std::to_string(++told_) + "\n", 20);
+        const std::string end = lines.ends_with('\n') ? "" : "\n";
+        server.send_raw(lines + end + "INFO told " + std::to_string(++told_) + "\n", 20);
         if (terminal.rows() >= 10) wait("told " + std::to_string(told_), 20);
     }
 
@@ -58,7 +58,7 @@ struct Led : OnScreen {
     Peer server;
 
    private:
-    Led(std::unique_ptr<Listener> from, const Words& more, Window size)
+    ScriptedServer(std::unique_ptr<Listener> from, const Lines& more, Window size)
         : OnScreen(client_path(), on_port(from->port(), more, size)),
           listener(std::move(from)),
           server(listener->accept()) {
@@ -96,12 +96,6 @@ std::string key(const std::string& name) {
     return keys.at(name);
 }
 
-std::string numbered(const std::string& before, int first, int last) {
-    std::string lines;
-    for (int i = first; i <= last; ++i) lines += before + std::to_string(i) + (i < last ? "\n" : "");
-    return lines;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // The form
 
@@ -123,30 +117,30 @@ TEST(ScreenForm, OpensOnATerminalAlone) {
 }
 
 TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
-    Led led;
-    led.type(key("f2") + "c" + "half a room");
-    led.wait("The new room's name: half a room");
-    led.server.expect("/rooms");
-    led.tell("ROOM public - - You are in public.\nPASS The password?");
-    led.wait("Password: ");
-    led.type("secret");
-    led.wait("******");
-    EXPECT_FALSE(led.terminal.shows("secret"));
-    led.type("\r");
-    led.server.expect_next("secret");
-    led.tell("NEWPASS A new one?");
-    led.type("longer secret\rother secret\r");
-    led.wait("not the same");
-    led.type("longer secret\r");
-    led.wait("Once more: ");
-    led.type("longer secret\r");
-    led.server.expect_next("longer secret");
-    led.wait_gone("Once more: ");
-    led.wait("The new room's name: ");
-    led.type(key("esc"));
-    led.wait_gone("The new room's name: ");
-    led.type(key("up") + "x\r");  // no password is in the history
-    led.server.expect_next(re("^x$"));
+    ScriptedServer client;
+    client.type(key("f2") + "c" + "half a room");
+    client.wait("The new room's name: half a room");
+    client.server.expect("/rooms");
+    client.tell("ROOM public - - You are in public.\nPASS The password?");
+    client.wait("Password: ");
+    client.type("secret");
+    client.wait("******");
+    EXPECT_FALSE(client.terminal.shows("secret"));
+    client.type("\r");
+    client.server.expect_next("secret");
+    client.tell("NEWPASS A new one?");
+    client.type("longer secret\rother secret\r");
+    client.wait("not the same");
+    client.type("longer secret\r");
+    client.wait("Once more: ");
+    client.type("longer secret\r");
+    client.server.expect_next("longer secret");
+    client.wait_gone("Once more: ");
+    client.wait("The new room's name: ");
+    client.type(key("esc"));
+    client.wait_gone("The new room's name: ");
+    client.type(key("up") + "x\r");  // no password is in the history
+    client.server.expect_next(re("^x$"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -175,22 +169,23 @@ TEST(ScreenChat, ShowsWhereOneIsAndWithWhom) {
 }
 
 TEST(ScreenChat, TellsItsLinesApartWithoutColours) {
-    Led led;
-    led.tell("SAY bob hi\nME bob waves\nMSG bob alice psst\nINFO a notice\nERR an error\nJOIN carol joined.\nECHO x");
+    ScriptedServer client;
+    client.tell(
+        "SAY bob hi\nME bob waves\nMSG bob alice psst\nINFO a notice\nERR an error\nJOIN carol joined.\nECHO x");
     for (const char* look : {" bob: hi", " * bob waves", " bob -> alice: psst", " -- a notice", " !! an error",
                              " -- carol joined.", " == x"}) {
-        EXPECT_TRUE(led.terminal.shows(look)) << look;
+        EXPECT_TRUE(client.terminal.shows(look)) << look;
     }
-    int row = led.terminal.find("bob: hi");
-    EXPECT_TRUE(led.terminal.line(row)[2] == ':') << "the time";
+    int row = client.terminal.find("bob: hi");
+    EXPECT_TRUE(client.terminal.line(row)[2] == ':') << "the time";
 }
 
 TEST(ScreenChat, HasAStableColourForEachName) {
-    Led led({"--color", "always"});
-    led.tell("SAY bob one\nSAY bart two\nSAY bob three");
+    ScriptedServer client({"--color", "always"});
+    client.tell("SAY bob one\nSAY bart two\nSAY bob three");
     const auto color = [&](const std::string& text) {
-        int row = led.terminal.find(text);
-        return led.terminal.at(row, led.terminal.column_of(row, text)).style;
+        int row = client.terminal.find(text);
+        return client.terminal.at(row, client.terminal.column_of(row, text)).style;
     };
     EXPECT_EQ(color("bob: one"), color("bob: three"));
     EXPECT_NE(color("bob: one"), color("bart: two"));
@@ -212,39 +207,40 @@ TEST(ScreenChat, HonoursNoColor) {
     }
 }
 
-TEST(ScreenChat, WrapsAtWordsAndMarksTheDay) {
-    Led led({}, {24, 50});
-    led.tell("PAST 2020-01-02T03:04:05Z SAY bob old\nSAY bob " + numbered("word", 1, 1) +
-             " a long line that has to be cut somewhere between two of its words");
-    EXPECT_TRUE(led.terminal.shows("── Thursday, 2020-01-02 ───"));
-    EXPECT_TRUE(led.terminal.shows("03:04 bob: old"));
-    int row = led.terminal.find("bob: word1 a long");
-    EXPECT_EQ(led.terminal.line(row + 1).substr(0, 8), "        ");
-    std::string both = led.terminal.line(row).substr(6) + ' ' + led.terminal.line(row + 1).substr(8);
+TEST(ScreenChat, WrapsAtLinesAndMarksTheDay) {
+    ScriptedServer client({}, {24, 50});
+    client.tell(
+        "PAST 2020-01-02T03:04:05Z SAY bob old\n"
+        "SAY bob word1 a long line that has to be cut somewhere between two of its words");
+    EXPECT_TRUE(client.terminal.shows("── Thursday, 2020-01-02 ───"));
+    EXPECT_TRUE(client.terminal.shows("03:04 bob: old"));
+    int row = client.terminal.find("bob: word1 a long");
+    EXPECT_EQ(client.terminal.line(row + 1).substr(0, 8), "        ");
+    std::string both = client.terminal.line(row).substr(6) + ' ' + client.terminal.line(row + 1).substr(8);
     EXPECT_NE((both + ' ').find("a long line that has to be cut somewhere between two of "), std::string::npos);
-    EXPECT_NE(led.terminal.line(row - 1).find("── " + local_time(std::time(nullptr), "%A")), std::string::npos);
+    EXPECT_NE(client.terminal.line(row - 1).find("── " + local_time(std::time(nullptr), "%A")), std::string::npos);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The line
 
 TEST(ScreenLine, SurvivesAnythingThatArrives) {
-    Led led;
+    ScriptedServer client;
     const std::string draft = "half a line: é 你好 👨‍👩‍👧 ";
-    led.type(draft);
-    led.wait("half a line");
-    led.tell(numbered("SAY bob flood ", 1, 500));
-    led.tell("ROOM den - - You are in den.\nWHO den 1 alice\nERR no\nPASS Password?");
-    led.type("secret\r");
-    led.server.expect("secret");
-    led.resize({10, 30});
-    led.resize({24, 80});
-    led.type("the end\r");
-    led.server.expect_next([&](std::string_view line) { return line == draft + "the end"; });
+    client.type(draft);
+    client.wait("half a line");
+    client.tell(numbered("SAY bob flood ", 1, 500));
+    client.tell("ROOM den - - You are in den.\nWHO den 1 alice\nERR no\nPASS Password?");
+    client.type("secret\r");
+    client.server.expect("secret");
+    client.resize({10, 30});
+    client.resize({24, 80});
+    client.type("the end\r");
+    client.server.expect_next([&](std::string_view line) { return line == draft + "the end"; });
 }
 
 TEST(ScreenLine, IsEditedByKeys) {
-    Led led;
+    ScriptedServer client;
     const std::vector<std::pair<std::string, std::string>> edits = {
         {"bc\x01"
          "a\x05"
@@ -271,58 +267,58 @@ TEST(ScreenLine, IsEditedByKeys) {
         {"a\33[99;99~\33[1;2A\33Oxb", "ab"},  // keys that it does not know
     };
     for (const auto& [keys, line] : edits) {
-        led.type(keys + "\r");
-        led.server.expect_next([&, wanted = line](std::string_view got) { return got == wanted; });
+        client.type(keys + "\r");
+        client.server.expect_next([&, wanted = line](std::string_view got) { return got == wanted; });
     }
-    EXPECT_EQ(led.terminal.strange, Words{});
+    EXPECT_EQ(client.terminal.strange, Lines{});
 }
 
 TEST(ScreenLine, IsEditedByGraphemes) {
-    Led led;
-    const Words graphemes = {"漢",     "e\u0301", "👨‍👩‍👧", "🇩🇪", "👍🏽",
+    ScriptedServer client;
+    const Lines graphemes = {"漢",     "e\u0301", "👨‍👩‍👧", "🇩🇪", "👍🏽",
                              "❤️", "한",      "a\u0300\u0301\u0302"};
     for (const std::string& grapheme : graphemes) {
         const std::string left = key("left"), erase = "\x7F";
         for (const std::string& typed : {std::string("a"), grapheme, grapheme, std::string("b"), left, erase,
                                          std::string("c"), left, left, key("del")}) {
-            led.type(typed);
+            client.type(typed);
         }
-        led.type("<" + key("end") + ">\r");
-        led.server.expect_next([](std::string_view line) { return line == "a<cb>"; });
+        client.type("<" + key("end") + ">\r");
+        client.server.expect_next([](std::string_view line) { return line == "a<cb>"; });
     }
 }
 
 TEST(ScreenLine, KeepsTheCursorWhereItBelongs) {
-    Led led;
-    led.type("漢字e\u0301👨‍👩‍👧🇩🇪x");
-    led.wait("the cursor behind all", [](const Terminal& t) { return t.row == 23 && t.column == 10; });
+    ScriptedServer client;
+    client.type("漢字e\u0301👨‍👩‍👧🇩🇪x");
+    client.wait("the cursor behind all", [](const Terminal& t) { return t.row == 23 && t.column == 10; });
     for (int column : {9, 7, 5, 4, 2, 0}) {
-        led.type(key("left"));
-        led.wait("the cursor at " + std::to_string(column), [=](const Terminal& t) { return t.column == column; });
+        client.type(key("left"));
+        client.wait("the cursor at " + std::to_string(column), [=](const Terminal& t) { return t.column == column; });
     }
-    led.type(key("end") + std::string(200, 'y') + "漢");
-    led.wait("the cursor on the screen", [](const Terminal& t) {
+    client.type(key("end") + std::string(200, 'y') + "漢");
+    client.wait("the cursor on the screen", [](const Terminal& t) {
         return t.row == 23 && t.column < 80 && t.column > 1 && t.at(23, t.column - 2).text == "漢";
     });
 }
 
 TEST(ScreenLine, HasAHistoryThatKeepsTheDraft) {
-    Led led;
-    for (int i = 1; i <= 510; ++i) led.type("line " + std::to_string(i) + "\r");
-    led.server.expect("line 510");
-    led.type("draft" + key("up"));
-    led.wait("line 510");
-    led.type(key("up") + key("down") + key("down") + "!\r");
-    led.server.expect_next("draft!");
+    ScriptedServer client;
+    for (int i = 1; i <= 510; ++i) client.type("line " + std::to_string(i) + "\r");
+    client.server.expect("line 510");
+    client.type("draft" + key("up"));
+    client.wait("line 510");
+    client.type(key("up") + key("down") + key("down") + "!\r");
+    client.server.expect_next("draft!");
     std::string ups;
     for (int i = 0; i < 600; ++i) ups += key("up");
-    led.type(ups + "\r");
-    led.server.expect_next("line 12");  // the oldest of 500: the draft was the last
+    client.type(ups + "\r");
+    client.server.expect_next("line 12");  // the oldest of 500: the draft was the last
 }
 
 TEST(ScreenLine, IsCompletedByTab) {
-    Led led;
-    led.tell(
+    ScriptedServer client;
+    client.tell(
         "WHO public 4 alice bob barbara carol\nSAY bob hi\nSAY barbara hi\nROOMS 2 rooms\n"
         "LIST 1 public 4 server 2026-01-02T03:04:05Z NO CODE\nLIST 2 garden 1 bob 2026-01-02T03:04:05Z CODE");
     const std::vector<std::pair<std::string, std::string>> completed = {{"b\t", "barbara: "},
@@ -334,100 +330,100 @@ TEST(ScreenLine, IsCompletedByTab) {
                                                                         {"zzz\t", "zzz"},
                                                                         {"/WHO\t", "/who "}};
     for (const auto& [keys, line] : completed) {
-        led.type(keys + "\r");
-        led.server.expect([&, wanted = line](std::string_view got) { return got == wanted; });
+        client.type(keys + "\r");
+        client.server.expect([&, wanted = line](std::string_view got) { return got == wanted; });
     }
 }
 
 TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
-    Led led;
-    led.type("\33[200~one\tline\33[31m\33[201~\r");
-    led.server.expect_next("one line\xEF\xBF\xBD[31m");
-    led.type("draft \33[200~a\rb\nc\r\n\33[201~");
-    led.wait("Send 3 lines?");
-    led.type(key("esc"));
-    led.wait_gone("Send 3 lines?");
-    led.type("kept\r");
-    led.server.expect_next(re("^draft kept$"));
-    led.type("\33[200~a\rb\r/c\33[201~");
-    led.wait("Send 3 lines?");
-    led.type("\r");
-    for (const char* line : {"^a$", "^b$", "^/c$"}) led.server.expect_next(re(line));
+    ScriptedServer client;
+    client.type("\33[200~one\tline\33[31m\33[201~\r");
+    client.server.expect_next("one line\xEF\xBF\xBD[31m");
+    client.type("draft \33[200~a\rb\nc\r\n\33[201~");
+    client.wait("Send 3 lines?");
+    client.type(key("esc"));
+    client.wait_gone("Send 3 lines?");
+    client.type("kept\r");
+    client.server.expect_next(re("^draft kept$"));
+    client.type("\33[200~a\rb\r/c\33[201~");
+    client.wait("Send 3 lines?");
+    client.type("\r");
+    for (const char* line : {"^a$", "^b$", "^/c$"}) client.server.expect_next(re(line));
 }
 
 TEST(ScreenLine, IsBounded) {
-    Led led;
-    led.type(std::string(5000, 'x'));
-    led.wait("as long as a line may be");
-    led.type("\r");
-    led.server.expect_next([](std::string_view line) { return line.size() <= 4096; });
+    ScriptedServer client;
+    client.type(std::string(5000, 'x'));
+    client.wait("as long as a line may be");
+    client.type("\r");
+    client.server.expect_next([](std::string_view line) { return line.size() <= 4096; });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What was said before
 
 TEST(ScreenScrollback, StaysWhereItIsAndCountsWhatComes) {
-    Led led;
-    led.tell(numbered("SAY bob line ", 1, 100));
-    led.type(key("pgup") + key("pgup"));
-    led.wait("older lines", [](const Terminal& t) { return t.shows("bob: line 50") && !t.shows("bob: line 100"); });
-    const std::string before = led.terminal.text().substr(0, 1200);
-    led.server.send_raw(numbered("SAY bob more ", 1, 12) + "\n");
-    led.wait("12 new");
-    EXPECT_EQ(led.terminal.text().substr(0, 1200), before);
-    EXPECT_EQ(led.terminal.title, "(12) public - Chatroom");
-    led.type(key("pgdn") + key("pgdn") + key("pgdn"));
-    led.wait("bob: more 12");
-    led.wait_gone("12 new");
-    EXPECT_TRUE(led.terminal.shows("── new ───")) << led.terminal.text();
-    EXPECT_EQ(led.terminal.find("── new ───") + 1, led.terminal.find("bob: more 1"));
-    EXPECT_EQ(led.terminal.title, "public - Chatroom");
-    led.type(key("wheel up"));
-    led.wait_gone("more 12");
-    led.type(key("wheel down"));
-    led.wait("more 12");
-    led.type("I have read it\r");
-    led.wait_gone("── new ───");
+    ScriptedServer client;
+    client.tell(numbered("SAY bob line ", 1, 100));
+    client.type(key("pgup") + key("pgup"));
+    client.wait("older lines", [](const Terminal& t) { return t.shows("bob: line 50") && !t.shows("bob: line 100"); });
+    const std::string before = client.terminal.text().substr(0, 1200);
+    client.server.send_raw(numbered("SAY bob more ", 1, 12));
+    client.wait("12 new");
+    EXPECT_EQ(client.terminal.text().substr(0, 1200), before);
+    EXPECT_EQ(client.terminal.title, "(12) public - Chatroom");
+    client.type(key("pgdn") + key("pgdn") + key("pgdn"));
+    client.wait("bob: more 12");
+    client.wait_gone("12 new");
+    EXPECT_TRUE(client.terminal.shows("── new ───")) << client.terminal.text();
+    EXPECT_EQ(client.terminal.find("── new ───") + 1, client.terminal.find("bob: more 1"));
+    EXPECT_EQ(client.terminal.title, "public - Chatroom");
+    client.type(key("wheel up"));
+    client.wait_gone("more 12");
+    client.type(key("wheel down"));
+    client.wait("more 12");
+    client.type("I have read it\r");
+    client.wait_gone("── new ───");
 }
 
 TEST(ScreenScrollback, HasTenThousandLinesAndABeginning) {
-    Led led({}, {24, 80});
-    led.tell(numbered("SAY bob line ", 1, 10050));
+    ScriptedServer client({}, {24, 80});
+    client.tell(numbered("SAY bob line ", 1, 10050));
     std::string ups;
     for (int i = 0; i < 600; ++i) ups += key("pgup");
-    led.type(ups);
-    led.wait(
+    client.type(ups);
+    client.wait(
         "the oldest line",
         [](const Terminal& t) {
             return t.line(1).ends_with("bob: line 52") || t.line(1).find("bob: line 52 ") != std::string::npos;
         },
         20);
-    led.type("x\r");
-    led.wait("bob: line 10050");
+    client.type("x\r");
+    client.wait("bob: line 10050");
 }
 
 TEST(ScreenScrollback, MarksWhereOneLeftOff) {
-    Led led;
-    led.tell("SAY bob before");
-    led.type(key("focus out"));
-    led.tell("SAY bob one\nSAY bob two");
-    EXPECT_EQ(led.terminal.find("── new ───") + 1, led.terminal.find("bob: one"));
-    EXPECT_EQ(led.terminal.title, "(2) public - Chatroom");
-    led.type(key("focus in"));
-    led.wait("no count in the title", [](const Terminal& t) { return t.title == "public - Chatroom"; });
-    EXPECT_TRUE(led.terminal.shows("── new ───"));
+    ScriptedServer client;
+    client.tell("SAY bob before");
+    client.type(key("focus out"));
+    client.tell("SAY bob one\nSAY bob two");
+    EXPECT_EQ(client.terminal.find("── new ───") + 1, client.terminal.find("bob: one"));
+    EXPECT_EQ(client.terminal.title, "(2) public - Chatroom");
+    client.type(key("focus in"));
+    client.wait("no count in the title", [](const Terminal& t) { return t.title == "public - Chatroom"; });
+    EXPECT_TRUE(client.terminal.shows("── new ───"));
 }
 
 int bells_of(const std::string& when) {
-    Led led({"--bell", when});
+    ScriptedServer client({"--bell", when});
     int bells = 0;
     for (const char* line : {"SAY bob nothing", "SAY bob malice and alices", "SAY alice I am alice",
                              "PAST 2026-01-02T03:04:05Z SAY bob alice", "SAY bob Hello, Alice!", "MSG bob alice psst",
                              "MSG alice bob psst", "INFO alice"}) {
-        led.terminal.bells = 0;
-        led.tell(line);
-        bells = bells * 2 + led.terminal.bells;
-        if (led.terminal.bells > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1050));  // one a second
+        client.terminal.bells = 0;
+        client.tell(line);
+        bells = bells * 2 + client.terminal.bells;
+        if (client.terminal.bells > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1050));  // one a second
     }
     return bells;
 }
@@ -537,53 +533,53 @@ TEST(ScreenRooms, LetTheExitCodeEndTheServer) {
 // Sizes, and what is sent to the terminal
 
 TEST(ScreenSize, CanBeAnyAndChangesAtAnyMoment) {
-    Led led;
-    led.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
-    led.type("draft 漢字");
+    ScriptedServer client;
+    client.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
+    client.type("draft 漢字");
     for (Window size : {Window{1, 1}, {2, 1}, {1, 2}, {3, 10}, {10, 40}, {6, 3}, {200, 500}, {24, 80}}) {
         for (const std::string& keys :
              {key("f2"), key("f1"), key("esc"), key("pgup"), key("pgdn"), std::string("\x0C")}) {
-            led.resize(size);
-            led.type(keys);
+            client.resize(size);
+            client.type(keys);
         }
-        led.tell("SAY bob a line for " + std::to_string(size.rows));
+        client.tell("SAY bob a line for " + std::to_string(size.rows));
     }
 }
 
 TEST(ScreenSize, LeavesNoStrayCharacter) {
-    Led led;
-    led.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
+    ScriptedServer client;
+    client.tell(numbered("SAY bob a line of some length with 你好 and 👨‍👩‍👧 in it ", 1, 60));
     for (int i = 1; i <= 40; ++i)
-        led.resize({static_cast<unsigned short>(1 + i % 24), static_cast<unsigned short>(1 + i * 7 % 90)});
-    led.resize({24, 80});
-    led.tell("SAY bob the last one");
-    const std::string shown = led.terminal.text();
-    led.process.mark();
-    led.type("\x0Cz");
-    led.process.wait_output("\33[2J");
-    led.wait("all anew", [](const Terminal& t) { return t.line(23) == "z"; });
-    EXPECT_EQ(led.terminal.text(), shown.substr(0, shown.size() - 1) + "z\n");
-    EXPECT_EQ(led.terminal.strange, Words{});
+        client.resize({static_cast<unsigned short>(1 + i % 24), static_cast<unsigned short>(1 + i * 7 % 90)});
+    client.resize({24, 80});
+    client.tell("SAY bob the last one");
+    const std::string shown = client.terminal.text();
+    client.process.mark();
+    client.type("\x0Cz");
+    client.process.wait_output("\33[2J");
+    client.wait("all anew", [](const Terminal& t) { return t.line(23) == "z"; });
+    EXPECT_EQ(client.terminal.text(), shown.substr(0, shown.size() - 1) + "z\n");
+    EXPECT_EQ(client.terminal.strange, Lines{});
 }
 
 TEST(ScreenSize, RedrawsOnlyWhatChanged) {
-    Led led;
-    led.tell(numbered("SAY bob line ", 1, 10));
-    led.process.mark();
-    const std::size_t before = led.process.output().size();
-    led.type("x");
-    led.wait("x in the last row", [](const Terminal& t) { return t.line(23) == "x"; });
-    EXPECT_LT(led.process.output().size() - before, 20U);
+    ScriptedServer client;
+    client.tell(numbered("SAY bob line ", 1, 10));
+    client.process.mark();
+    const std::size_t before = client.process.output().size();
+    client.type("x");
+    client.wait("x in the last row", [](const Terminal& t) { return t.line(23) == "x"; });
+    EXPECT_LT(client.process.output().size() - before, 20U);
 }
 
 TEST(ScreenSpeed, SleepsWhenNothingHappens) {
     if (std::getenv("CHATROOM_SLOW") != nullptr) GTEST_SKIP() << "a sanitizer has threads of its own";
-    Led led;
-    led.tell("INFO quiet");
+    ScriptedServer client;
+    client.tell("INFO quiet");
     const auto switches = [&] {
         long all = 0;
         for (const auto& thread :
-             std::filesystem::directory_iterator("/proc/" + std::to_string(led.process.pid()) + "/task")) {
+             std::filesystem::directory_iterator("/proc/" + std::to_string(client.process.pid()) + "/task")) {
             const std::string status = read_file(thread.path() / "status");
             all += std::stol(status.substr(status.find("voluntary_ctxt_switches:") + 24));
         }
@@ -598,9 +594,9 @@ TEST(ScreenSpeed, SleepsWhenNothingHappens) {
 // What the server of a test goes on sending while the test looks at the client.
 class Flood {
    public:
-    Flood(Led& led, std::function<void(Peer&)> send) {
-        sender_ = std::async(std::launch::async, [this, &led, send = std::move(send)] {
-            while (!enough_) send(led.server);
+    Flood(ScriptedServer& client, std::function<void(Peer&)> send) {
+        sender_ = std::async(std::launch::async, [this, &client, send = std::move(send)] {
+            while (!enough_) send(client.server);
         });
     }
     ~Flood() { enough_ = true; }
@@ -611,18 +607,18 @@ class Flood {
 };
 
 TEST(ScreenSpeed, ShowsAKeyAtOnceWhileFiveHundredLinesASecondCome) {
-    Led led;
-    const Flood flood(led, [i = 0](Peer& server) mutable {
+    ScriptedServer client;
+    const Flood flood(client, [i = 0](Peer& server) mutable {
         server.send_line("SAY bob flood " + std::to_string(i++));
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
     });
     std::vector<double> times;
     for (int i = 0; i < 50; ++i) {
-        led.wait("bob: flood " + std::to_string(10 * i));
+        client.wait("bob: flood " + std::to_string(10 * i));
         const std::string draft = std::string(static_cast<std::size_t>(i) + 1, 'x');
         const auto start = harness::Clock::now();
-        led.type("x");
-        led.wait("a key", [&](const Terminal& t) { return t.line(23) == draft; });
+        client.type("x");
+        client.wait("a key", [&](const Terminal& t) { return t.line(23) == draft; });
         times.push_back(std::chrono::duration<double, std::milli>(harness::Clock::now() - start).count());
     }
     std::sort(times.begin(), times.end());
@@ -659,11 +655,11 @@ TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
 // What is asked then, a password say, is not answered with "/quit".
 TEST(ScreenEnd, LeavesAtAQuestion) {
     for (const std::string question : {"NICK Your name?", "PASS The password?", "NEWPASS A new password?"}) {
-        Led led;
-        led.tell(question);
-        led.type("\x04");
-        EXPECT_EQ(led.process.wait_exit(), 0) << question;
-        EXPECT_TRUE(led.server.expect_closed().empty()) << question;
+        ScriptedServer client;
+        client.tell(question);
+        client.type("\x04");
+        EXPECT_EQ(client.process.wait_exit(), 0) << question;
+        EXPECT_TRUE(client.server.expect_closed().empty()) << question;
     }
 }
 
@@ -692,24 +688,24 @@ TEST(ScreenEnd, StopsAndGoesOn) {
 }
 
 TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
-    Led led;
-    led.tell("ROOM den 12345 alice You are in den.\nWHO den 1 alice\nPASS Password?");
-    led.type("secret\rhalf a ");
-    led.server.expect("secret");
-    led.wait("half a");
-    led.server.reset();
-    led.wait("trying again in 1 s");
-    led.type("line\r");
-    led.wait("That cannot be sent now");
+    ScriptedServer client;
+    client.tell("ROOM den 12345 alice You are in den.\nWHO den 1 alice\nPASS Password?");
+    client.type("secret\rhalf a ");
+    client.server.expect("secret");
+    client.wait("half a");
+    client.server.reset();
+    client.wait("trying again in 1 s");
+    client.type("line\r");
+    client.wait("That cannot be sent now");
     {
-        Peer again = led.listener->accept();  // the name is still taken: it does not ask the person
+        Peer again = client.listener->accept();  // the name is still taken: it does not ask the person
         again.send_line("NICK Your name?");
         again.expect_next(re("^alice$"));
         again.send_raw("ERR Somebody has it.\nNICK Your name?\n");
         again.expect_closed();
     }
-    led.wait("trying again in 2 s");
-    Peer again = led.listener->accept();
+    client.wait("trying again in 2 s");
+    Peer again = client.listener->accept();
     again.send_line("NICK Your name?");
     again.expect_next(re("^alice$"));
     again.send_line("PASS Password?");
@@ -717,63 +713,63 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     again.send_line("WELCOME alice Welcome.");
     again.expect_next(re("^/join den 12345$"));
     again.send_line("ROOM den 12345 alice You are in den.\nINFO back");
-    led.wait("-- back");
-    led.type("\r");
+    client.wait("-- back");
+    client.type("\r");
     again.expect_next(re("^half a line$"));
     again.send_line("BYE IDLE You were silent for too long.");
-    EXPECT_EQ(led.process.wait_exit(), 1);
-    led.see();
-    EXPECT_TRUE(led.terminal.shows("You were silent for too long."));
+    EXPECT_EQ(client.process.wait_exit(), 1);
+    client.see();
+    EXPECT_TRUE(client.terminal.shows("You were silent for too long."));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Hostile servers
 
 TEST(ScreenTrusts, NoServer) {
-    Led led;
-    led.tell("SAY bob " + std::string(16000, 'x') + "\nSAY bob " + std::string(1 << 20, 'y') + "\nINFO long");
+    ScriptedServer client;
+    client.tell("SAY bob " + std::string(16000, 'x') + "\nSAY bob " + std::string(1 << 20, 'y') + "\nINFO long");
     std::string members = "WHO public 1000000";
     for (int i = 0; i < 100'000; ++i) members += (i % 1000 == 0 ? "\nWHO public 1000000 m" : " m") + std::to_string(i);
-    led.tell(members);
+    client.tell(members);
     std::string rooms = "ROOMS 1000000 rooms";
     for (int i = 0; i < 100'000; ++i)
         rooms += "\nLIST " + std::to_string(i) + " room 1 bob 2026-01-02T03:04:05Z NO CODE";
-    led.tell(rooms);
+    client.tell(rooms);
     rooms = "ROOMS 2000 rooms";
     for (int i = 0; i < 2000; ++i) rooms += "\nLIST 1 " + std::string(9000, 'x') + " 1 bob 2026-01-02T03:04:05Z CODE";
-    led.tell(rooms);
+    client.tell(rooms);
     const std::string right_to_left{'\xE2', '\x80', '\xAE'};
-    for (const std::string& evil : Words{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
+    for (const std::string& evil : Lines{"\33[2J", "\33]2;x\a", "\r", "\b", "\x9B", "\xC2\x9B", right_to_left}) {
         for (const char* form : {"SAY % %", "ME %", "MSG % % %", "ROOM % % % x", "WHO % 1 %", "OWNER % x", "JOIN % %",
                                  "LIST 1 % 1 % % CODE", "INFO %", "PAST % SAY % %", "%"}) {
-            led.tell(std::regex_replace(form, std::regex("%"), "a" + evil + "31m"));
+            client.tell(std::regex_replace(form, std::regex("%"), "a" + evil + "31m"));
         }
-        led.server.send_line("NICK " + evil);
-        led.type("\r");
+        client.server.send_line("NICK " + evil);
+        client.type("\r");
     }
     std::string accents = "SAY bob e";
     for (int i = 0; i < 5000; ++i) accents += "\u0301";
-    led.tell(accents);
-    EXPECT_EQ(led.terminal.strange, Words{});
-    led.type("still here");
-    led.wait("still here");
-    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
+    client.tell(accents);
+    EXPECT_EQ(client.terminal.strange, Lines{});
+    client.type("still here");
+    client.wait("still here");
+    EXPECT_LT(resident_bytes(client.process.pid()), max_memory);
 }
 
 TEST(ScreenTrusts, NoFloodToEnd) {
-    Led led;
+    ScriptedServer client;
     std::string lines;
     for (int i = 0; i < 1000; ++i) lines += "SAY bob \u0301 flood " + std::string(100, 'x') + "\n";
-    const Flood flood(led, [&](Peer& server) { server.try_send(lines, 0.2); });
-    led.wait("flood");
+    const Flood flood(client, [&](Peer& server) { server.try_send(lines, 0.2); });
+    client.wait("flood");
     for (int i = 1; i <= 5; ++i) {
-        led.type("x");
-        led.wait("a key",
-                 [=](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i), 'x'); });
+        client.type("x");
+        client.wait("a key",
+                    [=](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i), 'x'); });
     }
-    EXPECT_LT(resident_bytes(led.process.pid()), most_memory);
-    led.type("\x03");
-    EXPECT_EQ(led.process.wait_exit(), -SIGINT);
+    EXPECT_LT(resident_bytes(client.process.pid()), max_memory);
+    client.type("\x03");
+    EXPECT_EQ(client.process.wait_exit(), -SIGINT);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The server over TCP, at its terminal, and from the command line: names and passwords, what who joins is told, every
+// The server over TCP, at its terminal, and from the command line: names and passwords, what newcomers are told, every
 // command in right and wrong use, bans, the log, the options.
 #include <gtest/gtest.h>
 
@@ -17,37 +17,13 @@ using namespace harness;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
-const char* const second_address = "127.0.0.2";  // of this machine too: to the server, another one
-
-Peer admin_of(const Server& server) {
-    Peer admin(server.port());
-    admin.login("admin", server.password());
-    return admin;
-}
-
-int count_in(std::string_view text, std::string_view part) {
-    int count = 0;
-    for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++count;
-    return count;
-}
-
 int count_matching(const Lines& lines, const Pattern& pattern) {
     return static_cast<int>(
         std::ranges::count_if(lines, [&](const auto& line) { return pattern.find(line).has_value(); }));
 }
 
-// Sends each line, and expects the answer to it.
-void expect_answers(Peer& peer, const std::vector<std::pair<std::string, std::string>>& answers) {
-    for (const auto& [line, answer] : answers) {
-        peer.send_line(line);
-        EXPECT_NO_THROW(peer.expect_next(starts(answer))) << line;
-    }
-}
-
 // Types each line at the server's terminal, and waits for the answer to it.
-void expect_at_terminal(Server& server, const std::vector<std::pair<std::string, std::string>>& answers) {
+void expect_at_terminal(Server& server, const Answers& answers) {
     for (const auto& [line, answer] : answers) {
         server.mark();
         server.write(line + "\n");
@@ -61,12 +37,6 @@ void expect_banned(const Server& server, const std::string& name, const PeerOpti
     peer.send_line(name);
     peer.expect(starts("BAN "));
     EXPECT_EQ(peer.expect_eof(), Lines{});
-}
-
-std::string utc_now() {
-    std::time_t now = std::time(nullptr);
-    char text[32];
-    return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now))};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -504,7 +474,7 @@ TEST(Ban, OfANameLastsOverARestartUntilItIsLifted) {  // promise 5
         Server server({.args = {"--bans", file}});
         Peer admin = admin_of(server), bob(server.port(), "bob");
         admin.expect("JOIN bob");
-        expect_answers(admin, {{"/ban BOB", "INFO BOB is banned."}});
+        expect_answer(admin, "/ban BOB", "INFO BOB is banned.");
         bob.expect("BYE BAN You were banned by admin.");
         bob.expect_eof();
         admin.expect_next("LEAVE bob was banned by admin.");
@@ -534,7 +504,7 @@ TEST(Ban, OfAnAddressPutsOffAllWhoComeFromThere) {
     bob.login("bob");
     carol.login("carol");
     admin.expect("JOIN carol");
-    expect_answers(admin, {{std::string("/ban ") + second_address, "INFO 127.0.0.2 is banned."}});
+    expect_answer(admin, "/ban " + second_address, "INFO 127.0.0.2 is banned.");
     for (Peer* peer : {&bob, &carol}) EXPECT_EQ(count_matching(peer->expect_eof(), starts("BYE BAN ")), 1);
     expect_banned(server, "dave", there);
     EXPECT_EQ(count_matching(here.lines_until_echo(), starts("LEAVE")), 2);
@@ -785,7 +755,7 @@ TEST(Log, TellsThatAPrivateMessageWasSentAndNotWhatIsInIt) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The command line
 
-// Runs the server with options that end it, and gives what it ended with.
+// Runs the server with options that end it, and returns what it ended with.
 struct Ended {
     explicit Ended(const Lines& args) : process(server_path(), {.args = args}), status(process.wait_exit()) {}
     Process process;

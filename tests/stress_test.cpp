@@ -83,7 +83,7 @@ class Reader {
    public:
     explicit Reader(const Protocol& protocol) : protocol_(protocol) {}
 
-    // Gives the line's word. Throws Failure if it is not by the protocol.
+    // Returns the line's word. Throws Failure if it is not by the protocol.
     std::string read(const std::string& line) {
         if (ended_) throw Failure("after the last line there came: " + line);
         std::istringstream stream(line);
@@ -217,7 +217,7 @@ class Person {
         return word == "WELCOME";
     }
 
-    // Reads every line until one with such a word, or the end of the connection; gives the last line's word.
+    // Reads every line until one with such a word, or the end of the connection; returns the last line's word.
     static std::string read_to(Peer& peer, Reader& reader, const std::set<std::string>& words) {
         std::string word;
         const auto is_last = [&](std::string_view line) {

@@ -95,7 +95,7 @@ class Terminal {
     Grid& grid() { return alternate ? other_ : main_; }
     const Grid& grid() const { return alternate ? other_ : main_; }
 
-    // Takes in the next character or sequence, and gives its bytes; 0 if it is not complete.
+    // Takes in the next character or sequence, and returns its bytes; 0 if it is not complete.
     std::size_t step(std::string_view bytes) {
         if (bytes.starts_with("\33[")) return csi(bytes);
         if (bytes.starts_with("\33]")) return osc(bytes);
@@ -148,11 +148,11 @@ class Terminal {
         while (end < bytes.size() && bytes[end] < '@') ++end;
         if (end == bytes.size()) return 0;
         std::string_view whole = bytes.substr(0, end + 1), parameters = bytes.substr(2, end - 2);
-        if (!obey(bytes[end], parameters)) odd(whole);
+        if (!execute(bytes[end], parameters)) odd(whole);
         return whole.size();
     }
 
-    bool obey(char final, std::string_view parameters) {
+    bool execute(char final, std::string_view parameters) {
         bool is_private = parameters.starts_with('?');
         if (is_private) parameters.remove_prefix(1);
         std::vector<int> numbers;
