@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 
 // The library beside this program; empty where it cannot be preloaded, so GTEST_SKIP.
 std::string library_path() {
-    if (std::getenv("CHATROOM_SLOW") != nullptr) return "";  // a sanitizer's runtime has to come first
+    if (is_sanitized()) return "";  // a sanitizer's runtime has to come first
     std::error_code error;
     const fs::path self = fs::read_symlink("/proc/self/exe", error);
     const fs::path beside = self.parent_path() / "libfaults.so";
@@ -102,7 +102,7 @@ struct Faults : testing::Test {
 long logged(Server& server, const std::string& text) {
     server.write("/echo all is logged\n");
     server.wait_output("all is logged\n");
-    return count_with(split_lines(server.output()), text);
+    return count_with(lines_of(server.output()), text);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ TEST_F(Faults, TooFewThreadsAtTheStartAreToldOrDoneWithout) {
 // That a ban is refused in words, is not in force, and that the file stands as it was; and that the next one succeeds.
 void expect_ban_fails(Server& server, const fs::path& bans, const Orders& orders, Call call) {
     const std::string before = fs::exists(bans) ? read_file(bans) : "";
-    Peer admin = admin_at(server), bob(server.port(), "bob");
+    Peer admin = admin_of(server), bob(server.port(), "bob");
     EXPECT_NO_THROW(ask(admin, "/ban bob", "ERR "));
     EXPECT_EQ(orders.failed(call), 1);
     orders.stop(call);
@@ -285,13 +285,13 @@ TEST_F(Faults, FailedSyncOfTheDirectoryIsAWarning) {
     int number = 0;
     for (const auto& [call, error] : {std::pair(fsync_folder_call, EIO), {open_folder_call, EACCES}}) {
         const std::string name = "bob" + std::to_string(++number);
-        Peer admin = admin_at(server), bob(server.port(), name.c_str());
+        Peer admin = admin_of(server), bob(server.port(), name.c_str());
         orders.fail(call, error);
         admin.send_line("/ban " + name);
         const std::string answer = admin.expect(re("^(?:INFO|ERR) .*"));
         EXPECT_TRUE(answer.starts_with("INFO " + name + " is banned")) << answer;
         EXPECT_EQ(orders.failed(call), 1);
-        EXPECT_TRUE(has(read_file(home.bans), name + " "));
+        EXPECT_TRUE(contains(read_file(home.bans), name + " "));
         EXPECT_NO_THROW(bob.expect(starts("BYE BAN ")));
         EXPECT_GE(logged(server, error == EIO ? "EIO" : "EACCES"), 1) << "nobody is warned";
         leave(std::move(admin));
@@ -301,7 +301,7 @@ TEST_F(Faults, FailedSyncOfTheDirectoryIsAWarning) {
 // A server that acknowledges without fsync() loses what it acknowledged when the power fails.
 TEST_F(Faults, WhatIsAcknowledgedHasBeenSynced) {
     Server server(options());
-    Peer admin = admin_at(server);
+    Peer admin = admin_of(server);
     orders.events();
     ask(admin, "/ban mallory", "INFO mallory is banned");
     EXPECT_TRUE(re("w+fr.*d").find(orders.events())) << "/ban";

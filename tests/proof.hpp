@@ -15,28 +15,20 @@
 
 namespace proof {
 
-using Lines = std::vector<std::string>;
-
-inline bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+using harness::Lines;
 
 inline long count_with(const Lines& lines, const std::string& part) {
-    return std::count_if(lines.begin(), lines.end(), [&](const std::string& line) { return has(line, part); });
-}
-
-inline Lines split_lines(std::string_view text) {
-    Lines lines;
-    while (!text.empty()) {
-        const std::string_view line = text.substr(0, text.find('\n'));
-        lines.emplace_back(line);
-        text.remove_prefix(std::min(line.size() + 1, text.size()));
-    }
-    return lines;
+    return std::count_if(lines.begin(), lines.end(),
+                         [&](const std::string& line) { return harness::contains(line, part); });
 }
 
 inline long from_environment(const char* name, long otherwise) {
     const char* value = std::getenv(name);
     return value == nullptr ? otherwise : std::stol(value);
 }
+
+// Whether sanitizers slow the server down, and take memory and descriptors of their own.
+inline bool is_sanitized() { return std::getenv("CHATROOM_SLOW") != nullptr; }
 
 // To a server, each number is another machine: 127.0.1.1, 127.0.1.2 and so on. Where this machine has 127.0.0.1 alone
 // (macOS), there is only that.
@@ -87,10 +79,6 @@ inline harness::Peer logged_in(int port, const std::string& name, const std::str
     harness::Peer peer(port, options);
     peer.login(name, password, 20);
     return peer;
-}
-
-inline harness::Peer admin_at(const harness::Server& server) {
-    return logged_in(server.port(), "admin", server.password());
 }
 
 inline void leave(harness::Peer peer) {

@@ -153,7 +153,7 @@ void live(const Server& server, int number) {
 }
 
 void administrate(const Server& server) {
-    Peer admin = admin_at(server);
+    Peer admin = admin_of(server);
     keep_doing(10, [&](long number) {
         const std::string name = "bad" + std::to_string(number / 2 % 50);
         ask(admin, (number % 2 == 0 ? "/ban " : "/unban ") + name, "INFO " + name);
