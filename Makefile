@@ -69,7 +69,7 @@ $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) $(UNOPTIMISED) $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
 
-$(TESTS) $(B)/tests/picture: %: %.o $(HELPER)
+$(TESTS) $(B)/tests/picture $(B)/tests/soak: %: %.o $(HELPER)
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(GTEST_LIBS) -o $@
 
@@ -132,6 +132,34 @@ test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER=
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
 	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
+
+# What faults_test preloads into the server, to fail its system calls.
+$(B)/tests/faults_test: | $(B)/tests/libfaults.so
+$(B)/tests/libfaults.so: tests/faults.cpp tests/faults.hpp $(B)/flags
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -fPIC -shared $< $(LDFLAGS) -o $@
+
+soak: all $(B)/tests/soak  ## everything at once on one server: prints what it uses, which must not grow (MINUTES=10)
+	@$(TEST_ENV) $(B)/tests/soak $(or $(SECONDS),$(shell expr 60 '*' $(or $(MINUTES),10)))
+
+# libFuzzer comes with clang, whatever compiles the rest. What it finds out is kept in build/fuzz/*.corpus.
+FUZZ := $(patsubst tests/fuzz/%.cpp,%,$(wildcard tests/fuzz/*.cpp))
+$(B)/fuzz/%: tests/fuzz/%.cpp tests/fuzz/fuzz.hpp common.hpp server.cpp client.cpp
+	@echo "  compile  $<"
+	@mkdir -p $@.corpus
+	$(Q)clang++ -O1 -g $(WARNINGS) -std=c++20 -pthread -I. -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=undefined $< $(CRYPT) -o $@
+
+fuzz: $(FUZZ:%=$(B)/fuzz/%)  ## feed every parser, and a whole server, with what libFuzzer makes up (SECONDS=120)
+	@for each in $(FUZZ); do \
+		echo "  fuzz     $$each"; \
+		$(B)/fuzz/$$each -len_control=0 -max_len=500 -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -timeout=60 -rss_limit_mb=3000 \
+			-detect_leaks=0 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(B)/fuzz/$$each- \
+			$(B)/fuzz/$$each.corpus tests/fuzz/seeds/$$each 2>$(B)/fuzz/$$each.log \
+			|| { tail -60 $(B)/fuzz/$$each.log; echo "make fuzz: $$each has failed"; exit 1; }; \
+		grep -E 'number_of_executed_units' $(B)/fuzz/$$each.log; \
+	done
 
 # ---- Measuring ----
 
@@ -199,4 +227,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo trace picture test sanitize bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE

@@ -29,6 +29,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <list>
 #include <numeric>
 #include <set>
@@ -1138,21 +1139,19 @@ class LineFile {
     // server is to stop meanwhile.
     template <typename See>
     void for_each_line(See see) const {
-        const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "re"), fclose);
+        const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        if (!file) throw_errno("read " + path);
-        std::unique_ptr<char, void (*)(void*)> line(nullptr, free);
-        std::size_t space = 0, number = 0;
-        while (true) {
-            char* start = line.release();
-            const ssize_t length = getline(&start, &space, file.get());  // getline(3) tells a failed read from the end
-            line.reset(start);
-            if (length < 0) break;
-            const std::string_view text(start, static_cast<std::size_t>(length));
-            see(text.ends_with('\n') ? text.substr(0, text.size() - 1) : text);
-            if (++number % 10000 == 0 && wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
+        LineBuffer lines(std::numeric_limits<std::size_t>::max() / 2);
+        std::array<char, 65536> bytes{};
+        ssize_t count = -1;
+        while (count != 0) {
+            count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
+            if (count < 0 && errno != EINTR) throw_errno("read " + path);
+            if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
+            while (const std::optional<Line> line = lines.next()) see(line->text);
+            if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (ferror(file.get()) != 0) throw_errno("read " + path);
+        if (const std::optional<Line> line = lines.last()) see(line->text);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
