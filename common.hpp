@@ -73,6 +73,7 @@ inline std::string error_text(int number) {
         {ECONNREFUSED, "ECONNREFUSED"},
         {ECONNRESET, "ECONNRESET"},
         {EDQUOT, "EDQUOT"},
+        {EFBIG, "EFBIG"},
         {EHOSTUNREACH, "EHOSTUNREACH"},
         {EIO, "EIO"},
         {EISDIR, "EISDIR"},
