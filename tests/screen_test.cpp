@@ -662,6 +662,8 @@ TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
         EXPECT_EQ(status == 0, way == "quit" || way == "Ctrl-D") << way;
         EXPECT_TRUE(is_given_back(alice, before)) << way;
         EXPECT_EQ(alice.terminal.shows("You were kicked by server."), way == "kick");
+        server.wait_output(re("public -- alice (left|lost|was)"));  // only then her name is free
+        server.mark();
     }
 }
 
