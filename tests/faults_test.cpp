@@ -98,13 +98,6 @@ struct Faults : testing::Test {
     const Orders orders;
 };
 
-// How many lines of the log have a text in them, once all is in it.
-long logged(Server& server, const std::string& text) {
-    server.write("/echo all is logged\n");
-    server.wait_output("all is logged\n");
-    return count_with(lines_of(server.output()), text);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Sockets
 
