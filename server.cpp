@@ -29,7 +29,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <limits>
 #include <list>
 #include <numeric>
 #include <set>
@@ -1143,17 +1142,20 @@ class LineFile {
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        LineBuffer lines(std::numeric_limits<std::size_t>::max() / 2);
+        std::string text;  // read, and not yet a whole line
         std::array<char, 65536> bytes{};
-        ssize_t count = -1;
-        while (count != 0) {
+        for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
-            if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            while (const std::optional<Line> line = lines.next()) see(line->text);
+            text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+            std::size_t start = 0;
+            for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
+                see(std::string_view(text).substr(start, end - start));
+            }
+            text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (const std::optional<Line> line = lines.last()) see(line->text);
+        if (!text.empty()) see(text);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
@@ -1201,7 +1203,7 @@ class LineFile {
     void clean_up() const {
         try {
             const std::string target = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
-            const Fd locked = lock_file(target);
+            const Fd locked = std::filesystem::exists(target) ? lock_file(target) : Fd();
             unlink((target + ".new").c_str());
         } catch (const std::runtime_error& problem) {
             log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
