@@ -405,7 +405,8 @@ TEST(ScreenScrollback, HasTenThousandLinesAndABeginning) {
 TEST(ScreenScrollback, MarksWhereOneLeftOff) {
     ScriptedServer client;
     client.tell("SAY bob before");
-    client.type(key("focus out"));
+    client.type(key("focus out") + "x");
+    client.wait("with the x, so that the focus is out too", [](const Terminal& t) { return t.line(23) == "x"; });
     client.tell("SAY bob one\nSAY bob two");
     EXPECT_EQ(client.terminal.find("── new ───") + 1, client.terminal.find("bob: one"));
     EXPECT_EQ(client.terminal.title, "(2) public - Chatroom");
