@@ -904,18 +904,14 @@ void run() {
 class Log {
    public:
     // Logs what happened in a room; "-" is the server itself. Any thread. Never blocks.
-    void add(std::string_view room, std::string_view text) {
-        const Lock lock(mutex_);
-        add(lock, room, text);
-    }
+    void add(std::string_view room, std::string_view text) { add(Lock(mutex_), room, text); }
 
     // Logs what is the same for many, at most once a second for each cause. Any thread. Never blocks.
     void add_rejection(std::string_view who, const std::string& cause) {
         const Lock lock(mutex_);
-        const auto now = Clock::now();
-        const auto [entry, first] = rejections_.try_emplace(cause, now);
-        if (!first && now - entry->second < 1s) return;
-        entry->second = now;
+        Clock::time_point& last = rejections_[cause];
+        if (Clock::now() - last < 1s) return;
+        last = Clock::now();
         add(lock, "-", concat("-- ", who, " ", cause));
     }
 
@@ -928,9 +924,9 @@ class Log {
             changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
             if (waiting_.empty()) break;
             changed_.wait_for(lock, gathering_time, [&] { return stopping_; });
-            if (lost_ > 0)
-                append("-", concat("-- here ", std::to_string(std::exchange(lost_, 0)), " lines are missing."));
             const std::string text = std::exchange(waiting_, {});
+            if (lost_ > 0)
+                add(lock, "-", concat("-- here ", std::to_string(std::exchange(lost_, 0)), " lines are missing."));
             lock.unlock();
             write_all(wrapped(text, screen_width()));
             lock.lock();
@@ -961,10 +957,6 @@ class Log {
             return;
         }
         if (waiting_.empty()) changed_.notify_all();
-        append(room, text);
-    }
-
-    void append(std::string_view room, std::string_view text) {
         const std::time_t now = std::time(nullptr);
         if (now != std::exchange(second_, now)) stamp_ = local_time(now, "%Y-%m-%d %H:%M:%S ");
         ((((waiting_ += stamp_) += room) += ' ') += text) += '\n';
@@ -1012,9 +1004,10 @@ void stop_log() { server_log.stop(); }
 // Each client's own thread keeps that client's deadlines, by the time that it has waited in recv(): so a password that
 // is being hashed, or a file that is slow, takes none of it.
 
-// How long the client may be silent from now on; 0 is for ever. During the login its time is that of all its answers.
+// How long the client may be silent from now on. During the login its time is that of all its answers.
 Clock::duration time_left(const Client& client) {
     if (client.name.empty()) return login_limit - client.waited;
+    if (options.idle == 0) return 24h;  // as good as for ever: it is looked at again then
     const Clock::duration limit = std::chrono::seconds(options.idle);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
@@ -1036,26 +1029,19 @@ void handle_silence(Client& client) {
     }
 }
 
-// recv() returns EAGAIN after this time: SO_RCVTIMEO in socket(7).
-void set_receive_timeout(Client& client, Clock::duration time) {
-    if (time == client.receive_timeout) return;
-    client.receive_timeout = time;
+// Before recv(): makes it return EAGAIN when the client's time is over (SO_RCVTIMEO in socket(7)).
+void limit_receive(Client& client) {
+    const auto time = std::max<Clock::duration>(time_left(client), 1ms);
+    if (time == std::exchange(client.receive_timeout, time)) return;
     const auto microseconds = std::chrono::ceil<std::chrono::microseconds>(time).count();
     const timeval value{static_cast<time_t>(microseconds / 1000000), static_cast<suseconds_t>(microseconds % 1000000)};
     setsockopt(client.socket.get(), SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value);
 }
 
-// Before recv(): lets it return when the client's time is over. Its own thread, as the next one.
-void limit_receive(Client& client) {
-    const bool limited = client.name.empty() || options.idle > 0;
-    set_receive_timeout(client, limited ? std::max<Clock::duration>(time_left(client), 1ms) : 0s);
-}
-
 // After recv(), which has taken some time.
 void count_silence(Client& client, Clock::duration time) {
     client.waited += time;
-    const bool limited = client.name.empty() || options.idle > 0;
-    if (limited && !client.closing && time_left(client) <= 0s) handle_silence(client);
+    if (!client.closing && time_left(client) <= 0s) handle_silence(client);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1067,11 +1053,11 @@ std::string enlist(Client& client) {
     if (std::cmp_greater_equal(chat.connected.size(), options.max_clients)) {
         return "The server is full: it takes " + std::to_string(options.max_clients) + " at once.";
     }
-    const long here = chat.connections[network_of(client.address)];
+    long& here = chat.connections[network_of(client.address)];
     if (options.max_per_ip > 0 && here >= options.max_per_ip) {
         return "There are " + std::to_string(here) + " connections from your address already; no more are taken.";
     }
-    ++chat.connections[network_of(client.address)];
+    ++here;
     chat.connected.insert(&client);
     static long last_id = 0;
     client.id = ++last_id;
@@ -1121,15 +1107,6 @@ std::string hash_in(std::string_view line) {
     return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
 }
 
-void write_whole(const Fd& file, std::string_view text, const std::string& path) {
-    while (!text.empty()) {
-        const ssize_t written = write(file.get(), text.data(), text.size());
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) throw_errno("write " + path);
-        text.remove_prefix(static_cast<std::size_t>(written));
-    }
-}
-
 class LineFile {
    public:
     // subject_in returns whom a line is about. mode: who may read the file.
@@ -1173,11 +1150,7 @@ class LineFile {
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
         const Lock lock(changing_);
-        const std::string target =
-            std::filesystem::weakly_canonical(std::filesystem::absolute(path));  // where links lead
-        const std::string beside = target + ".new";
-        const Fd locked = lock_file(target);
-        const Fd file = create(beside);
+        const Fd locked = lock_file();
         std::optional<std::string> present;
         std::string text;
         for_each_line([&](std::string_view other) {
@@ -1186,25 +1159,18 @@ class LineFile {
             } else if (!present) {
                 present = other;
             }
-            if (text.size() > 65536) write_whole(file, std::exchange(text, ""), beside);
         });
-        const bool accepted = accept(present);
-        if (accepted) {
-            if (!line.empty()) (text += line) += '\n';
-            write_whole(file, text, beside);
-            replace(file, beside, target);
-        } else {
-            unlink(beside.c_str());
-        }
-        return accepted;
+        if (!accept(present)) return false;
+        if (!line.empty()) (text += line) += '\n';
+        replace(text);
+        return true;
     }
 
     // Removes what a crash has left behind.
     void clean_up() const {
         try {
-            const std::string target = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
-            const Fd locked = std::filesystem::exists(target) ? lock_file(target) : Fd();
-            unlink((target + ".new").c_str());
+            const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
+            unlink((target() + ".new").c_str());
         } catch (const std::runtime_error& problem) {
             log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
         }
@@ -1213,38 +1179,44 @@ class LineFile {
     std::string path;  // set before there are threads
 
    private:
+    [[nodiscard]] std::string target() const {  // where links lead
+        return std::filesystem::weakly_canonical(std::filesystem::absolute(path));
+    }
+
     // Locks the file against other servers, for as long as what is returned is open: flock(2). Blocks for up to five
     // seconds. Throws if another process keeps the lock.
-    [[nodiscard]] Fd lock_file(const std::string& target) const {
+    [[nodiscard]] Fd lock_file() const {
+        const std::string name = target();
         for (int tries = 0; tries < 500; ++tries) {
-            Fd file(open(target.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
-            if (!file) throw_errno("open " + target);
-            struct stat locked {
-            }, there{};
+            Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
+            if (!file) throw_errno("open " + name);
+            struct stat locked {};
+            struct stat there {};
             const bool mine = flock(file.get(), LOCK_EX | LOCK_NB) == 0 && fstat(file.get(), &locked) == 0;
-            const bool is_there = stat(target.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
+            const bool is_there = stat(name.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
             if (mine && is_there) return file;  // else another server has it, or has just replaced it
             std::this_thread::sleep_for(10ms);
         }
-        throw std::runtime_error(target + " is locked by another program");
-    }
-
-    // Whatever lies there was left by a crash, or is a trap: it is neither written to nor followed.
-    [[nodiscard]] Fd create(const std::string& beside) const {
-        unlink(beside.c_str());
-        Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
-        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
-        return file;
+        throw std::runtime_error(name + " is locked by another program");
     }
 
     // The new file is whole and synced before it is renamed: a crash at any moment leaves the old one or the new
     // (promise 5). Once it is renamed it is in force, and no exception may say otherwise.
-    static void replace(const Fd& file, const std::string& beside, const std::string& target) {
+    void replace(std::string_view text) const {
+        const std::string name = target(), beside = name + ".new";
+        unlink(beside.c_str());  // left by a crash, or a trap: it is neither written to nor followed
+        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
+        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
+        while (!text.empty()) {
+            const ssize_t written = write(file.get(), text.data(), text.size());
+            if (written < 0 && errno != EINTR) throw_errno("write " + beside);
+            text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
+        }
         if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
-        if (rename(beside.c_str(), target.c_str()) != 0) throw_errno("rename " + beside);
-        const Fd folder(open(std::filesystem::path(target).parent_path().c_str(), O_RDONLY | O_CLOEXEC));
+        if (rename(beside.c_str(), name.c_str()) != 0) throw_errno("rename " + beside);
+        const Fd folder(open(std::filesystem::path(name).parent_path().c_str(), O_RDONLY | O_CLOEXEC));
         if (folder && fsync(folder.get()) == 0) return;
-        log_event(concat("warning: ", target, " is changed, but its folder could not be synced: ", error_text(errno)));
+        log_event(concat("warning: ", name, " is changed, but its folder could not be synced: ", error_text(errno)));
     }
 
     mode_t mode_;
@@ -1303,36 +1275,25 @@ class AttemptLimiter {
     bool take(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
         const auto too_old = [now = Clock::now()](Clock::time_point time) { return now - time > attempt_window; };
-        std::erase_if(attempts_, [&](const auto& entry) { return too_old(entry.second.back()); });
-        for (const std::string& key : keys) {
-            std::deque<Clock::time_point>& times = attempts_[key];
-            while (!times.empty() && too_old(times.front())) times.pop_front();
-            times.push_back(Clock::now());
-            if (times.size() <= max_attempts) continue;
-            for (const std::string& counted : keys) {
-                remove_last(counted);
-                if (counted == key) return false;
-            }
-        }
+        for (auto& [key, times] : attempts_) std::erase_if(times, too_old);
+        std::erase_if(attempts_, [](const auto& entry) { return entry.second.empty(); });
+        const auto used_up = [&](const std::string& key) { return attempts_[key].size() >= max_attempts; };
+        if (std::any_of(keys.begin(), keys.end(), used_up)) return false;
+        for (const std::string& key : keys) attempts_[key].push_back(Clock::now());
         return true;
     }
 
     // Takes back the count of an attempt that was right.
     void give_back(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
-        for (const std::string& key : keys) remove_last(key);
+        for (const std::string& key : keys) {
+            if (!attempts_[key].empty()) attempts_[key].pop_back();
+        }
     }
 
    private:
-    void remove_last(const std::string& key) {
-        const auto entry = attempts_.find(key);
-        if (entry == attempts_.end()) return;
-        entry->second.pop_back();
-        if (entry->second.empty()) attempts_.erase(entry);
-    }
-
     std::mutex mutex_;
-    std::map<std::string, std::deque<Clock::time_point>> attempts_;  // when, by key; no entry stays empty
+    std::map<std::string, std::vector<Clock::time_point>> attempts_;  // when, by key
 };
 
 AttemptLimiter guesses, new_passwords;
@@ -1554,16 +1515,12 @@ Client* find(const Lock& lock, Client& user, std::string_view name) {
 Client* find_target(const Lock& lock, Client& user, std::string_view name) {
     Client* target = find(lock, user, name);
     if (target == nullptr) return nullptr;
-    if (target == &user) {
-        error(lock, user, "That is yourself.");
-    } else if (is_operator(*target)) {
-        error(lock, user, "That is the operator, at the server's own terminal.");
-    } else if (target->admin && !is_operator(user)) {
-        error(lock, user, "That is the admin.");
-    } else {
-        return target;
-    }
-    return nullptr;
+    const char* problem = nullptr;
+    if (target->admin && !is_operator(user)) problem = "That is the admin.";
+    if (is_operator(*target)) problem = "That is the operator, at the server's own terminal.";
+    if (target == &user) problem = "That is yourself.";
+    if (problem != nullptr) error(lock, user, problem);
+    return problem == nullptr ? target : nullptr;
 }
 
 // Tells a client who is in a room, in as many lines as it takes, and who owns it.
@@ -1607,9 +1564,7 @@ void echo(Lock& lock, Client& user, std::string_view rest) { post(lock, user, co
 void me(Lock& lock, Client& user, std::string_view rest) { say(lock, user, "ME", rest); }
 
 void private_message(const Lock& lock, Client& from, Client& to, std::string_view text) {
-    if (ignores(lock, to, from.key)) {
-        return error(lock, from, to.name, " has chosen not to hear you (/ignore).");
-    }
+    if (ignores(lock, to, from.key)) return error(lock, from, to.name, " has chosen not to hear you (/ignore).");
     const std::string line = concat("MSG ", from.name, " ", to.name, " ", text);
     post(lock, from, line);
     if (&to != &from) post(lock, to, line);
@@ -1623,12 +1578,11 @@ void msg(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void reply(Lock& lock, Client& user, std::string_view rest) {
-    const auto found = std::find_if(chat.by_name.begin(), chat.by_name.end(),
-                                    [&](const auto& entry) { return entry.second->id == user.correspondent; });
-    if (found != chat.by_name.end()) return private_message(lock, user, *found->second, rest);
-    error(lock, user,
-          !user.correspondent ? "Nobody has sent you a private message yet."
-                              : "Whoever sent you the last private message has left.");
+    if (!user.correspondent) return error(lock, user, "Nobody has sent you a private message yet.");
+    for (const auto& [key, client] : chat.by_name) {
+        if (client->id == user.correspondent) return private_message(lock, user, *client, rest);
+    }
+    error(lock, user, "Whoever sent you the last private message has left.");
 }
 
 void ignore(Lock& lock, Client& user, std::string_view rest) {
@@ -1649,9 +1603,8 @@ void quit_chat(Lock& lock, Client& user, std::string_view /*rest*/) {
 }
 
 void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
-    post(lock, user,
-         concat("ROOMS ", std::to_string(chat.rooms.size()),
-                " rooms: number, name, members, creator, creation time, whether a code is needed"));
+    const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
+    post(lock, user, concat("ROOMS ", std::to_string(chat.rooms.size()), fields));
     for (const Room& room : chat.rooms) {
         post(lock, user,
              concat("LIST ", std::to_string(room.number), " ", room.name, " ", std::to_string(room.members.size()), " ",
@@ -1738,9 +1691,7 @@ void kick(Lock& lock, Client& user, std::string_view rest) {
 void out(Lock& lock, Client& user, std::string_view rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
-    if (in_public(*target)) {
-        return error(lock, user, target->name, " is in public; /fire disconnects.");
-    }
+    if (in_public(*target)) return error(lock, user, target->name, " is in public; /fire disconnects.");
     move_to_public(lock, user, *target, "moved out");
 }
 
@@ -1875,75 +1826,59 @@ void unregister(Lock& lock, Client& user, std::string_view rest) {
 
 void help(Lock& lock, Client& user, std::string_view rest);  // comes later, as it needs the table
 
-enum class Right {
-    everyone,
-    client,   // not the operator, who has no connection and is always in public
-    account,  // a client whose password this server keeps
-    owner,    // of the room that one is in, or the admin
-    admin     // or the operator
+// Who may use a command. The operator is an admin, but no client: without a connection, and always in public.
+struct Right {
+    std::string_view whose;
+    bool (*holds)(const Client&);
 };
+
+constexpr Right everyone{"everyone", [](const Client&) { return true; }};
+constexpr Right clients{"a client", [](const Client& user) { return !is_operator(user); }};
+constexpr Right accounts{"somebody with an account",
+                         [](const Client& user) { return keeps_accounts() && !user.admin; }};
+constexpr Right owner{"the room's owner",
+                      [](const Client& user) { return user.admin || user.room->owner == user.name; }};
+constexpr Right admin{"the admin", [](const Client& user) { return user.admin; }};
 
 struct Command {
     std::string_view name, arguments;  // those in brackets may be left out
     Right right;
-    bool speaks;  // to others: not for a client that is blocked
     void (*run)(Lock&, Client&, std::string_view);
     std::string_view does, example;
+    bool speaks = false;  // to others: not for a client that is blocked
 };
 
 constexpr Command commands[] = {
-    {"help", "[COMMAND]", Right::everyone, false, help, "lists what you are allowed to use, or explains one",
-     "/help msg"},
-    {"who", "", Right::everyone, false, who, "lists who is in the room, and who owns it", "/who"},
-    {"rooms", "", Right::everyone, false, rooms, "lists the rooms", "/rooms"},
-    {"create", "NAME [CODE]", Right::client, false, create, "makes a room that you own", "/create den 12345"},
-    {"join", "ROOM [CODE]", Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
-    {"leave", "", Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", Right::everyone, true, me, "says what you do", "/me waves"},
-    {"msg", "NAME TEXT", Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
-    {"reply", "TEXT", Right::everyone, true, reply, "answers the last private message", "/reply fine"},
-    {"ignore", "NAME", Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
-    {"time", "", Right::everyone, false, time_of_day, "tells the server's time", "/time"},
-    {"quote", "", Right::everyone, false, quote, "says something wise", "/quote"},
-    {"echo", "TEXT", Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
-    {"quit", "", Right::client, false, quit_chat, "leaves the chat", "/quit"},
-    {"exit", "", Right::client, false, quit_chat, "leaves the chat", "/exit"},
-    {"password", "", Right::account, false, change_password, "changes your password", "/password"},
-    {"shutdown", "[CODE]", Right::everyone, false, shut_down_by_code,
-     "shuts the server down; all but the admin need the exit code", "/shutdown 12345"},
-    {"kick", "NAME", Right::owner, false, kick, "moves NAME out of your room; in public, disconnects NAME",
-     "/kick bob"},
-    {"close", "", Right::owner, false, close_room, "closes your room; in public, shuts the server down", "/close"},
-    {"fire", "NAME", Right::admin, false, fire, "disconnects NAME", "/fire bob"},
-    {"out", "NAME", Right::admin, false, out, "brings NAME back to public", "/out bob"},
-    {"ban", "NAME-OR-ADDRESS", Right::admin, false, ban, "disconnects for good", "/ban 192.168.1.7"},
-    {"unban", "NAME-OR-ADDRESS", Right::admin, false, unban, "removes from the ban list", "/unban bob"},
-    {"bans", "", Right::admin, false, bans, "shows the ban list", "/bans"},
-    {"unregister", "NAME", Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
-    {"block", "NAME", Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
-    {"unblock", "NAME", Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
-    {"reset", "", Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
+    {"help", "[COMMAND]", everyone, help, "lists what you are allowed to use, or explains one", "/help msg"},
+    {"who", "", everyone, who, "lists who is in the room, and who owns it", "/who"},
+    {"rooms", "", everyone, rooms, "lists the rooms", "/rooms"},
+    {"create", "NAME [CODE]", clients, create, "makes a room that you own", "/create den 12345"},
+    {"join", "ROOM [CODE]", clients, join, "goes to a room, by name or number", "/join den 12345"},
+    {"leave", "", clients, leave_room, "goes back to public", "/leave"},
+    {"me", "TEXT", everyone, me, "says what you do", "/me waves", true},
+    {"msg", "NAME TEXT", everyone, msg, "sends TEXT to NAME alone", "/msg bob how are you?", true},
+    {"reply", "TEXT", everyone, reply, "answers the last private message", "/reply fine", true},
+    {"ignore", "NAME", clients, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
+    {"time", "", everyone, time_of_day, "tells the server's time", "/time"},
+    {"quote", "", everyone, quote, "says something wise", "/quote"},
+    {"echo", "TEXT", everyone, echo, "sends TEXT back to you alone", "/echo hello"},
+    {"quit", "", clients, quit_chat, "leaves the chat", "/quit"},
+    {"exit", "", clients, quit_chat, "leaves the chat", "/exit"},
+    {"password", "", accounts, change_password, "changes your password", "/password"},
+    {"shutdown", "[CODE]", everyone, shut_down_by_code, "shuts the server down; all but the admin need the exit code",
+     "/shutdown 12345"},
+    {"kick", "NAME", owner, kick, "moves NAME out of your room; in public, disconnects NAME", "/kick bob"},
+    {"close", "", owner, close_room, "closes your room; in public, shuts the server down", "/close"},
+    {"fire", "NAME", admin, fire, "disconnects NAME", "/fire bob"},
+    {"out", "NAME", admin, out, "brings NAME back to public", "/out bob"},
+    {"ban", "NAME-OR-ADDRESS", admin, ban, "disconnects for good", "/ban 192.168.1.7"},
+    {"unban", "NAME-OR-ADDRESS", admin, unban, "removes from the ban list", "/unban bob"},
+    {"bans", "", admin, bans, "shows the ban list", "/bans"},
+    {"unregister", "NAME", admin, unregister, "ends NAME's account", "/unregister bob"},
+    {"block", "NAME", admin, block, "lets only admin and operator hear NAME", "/block bob"},
+    {"unblock", "NAME", admin, unblock, "lets NAME be heard again", "/unblock bob"},
+    {"reset", "", admin, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
 };
-
-bool may_use(const Client& user, const Command& command) {
-    switch (command.right) {
-        case Right::everyone: return true;
-        case Right::client: return !is_operator(user);
-        case Right::account: return keeps_accounts() && !user.admin;
-        case Right::owner: return user.admin || (user.room->owner == user.name);
-        case Right::admin: return user.admin;
-    }
-    return false;
-}
-
-std::string_view whose_right(Right right) {
-    switch (right) {
-        case Right::owner: return "the room's owner";
-        case Right::admin: return "the admin";
-        case Right::account: return "somebody with an account";
-        default: return "a client";
-    }
-}
 
 const Command* find_command(std::string_view name) {
     for (const Command& command : commands) {
@@ -1964,7 +1899,7 @@ void help(Lock& lock, Client& user, std::string_view rest) {
         return info(lock, user, form_of(*command), " ", command->does, "; for example: ", command->example);
     }
     for (const Command& command : commands) {
-        if (!may_use(user, command)) continue;
+        if (!command.right.holds(user)) continue;
         std::string form = form_of(command);
         form.resize(std::max<std::size_t>(form.size(), 24), ' ');
         info(lock, user, form, " ", command.does);
@@ -1972,32 +1907,25 @@ void help(Lock& lock, Client& user, std::string_view rest) {
     info(lock, user, "What does not begin with / is said to the room.");
 }
 
-// Returns in how many places two words differ: letters too few, too many or wrong (the Levenshtein distance).
-std::size_t distance(std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), 0U);
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = std::exchange(row[0], i + 1);
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
-        }
-    }
-    return row.back();
+// Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
+std::size_t distance(std::string_view a, std::string_view b, std::size_t limit) {
+    if (limit == 0 || a.empty() || b.empty()) return std::min(limit, std::max(a.size(), b.size()));
+    const std::string_view a_rest = a.substr(1), b_rest = b.substr(1);
+    if (a[0] == b[0]) return distance(a_rest, b_rest, limit);
+    const auto differ = [&](auto x, auto y) { return distance(x, y, limit - 1); };
+    return 1 + std::min({differ(a_rest, b_rest), differ(a_rest, b), differ(a, b_rest)});
 }
 
 // For a command that there is not: names the nearest that the user may use.
 void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
-    const Command* nearest = nullptr;
+    std::string hint = "/help lists them.";
     std::size_t least = std::min<std::size_t>(3, mistyped.size());  // what is farther away was hardly meant
     for (const Command& command : commands) {
-        const std::size_t away = mistyped.size() > 20 ? 20 : distance(fold(mistyped), command.name);
-        if (away >= least || !may_use(user, command)) continue;
+        const std::size_t away = distance(fold(mistyped), command.name, least);
+        if (away >= least || !command.right.holds(user)) continue;
         least = away;
-        nearest = &command;
+        hint = concat("did you mean ", form_of(command), "?");
     }
-    const std::string hint = nearest == nullptr ? "/help lists them." : "did you mean " + form_of(*nearest) + "?";
     error(lock, user, "There is no command /", mistyped, "; ", hint);
 }
 
@@ -2009,8 +1937,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     const Command* command = find_command(name);
     if (command == nullptr) return suggest(lock, user, name);
     if (command->speaks && chat.blocked.contains(user.key)) return divert(lock, user, concat("/", line));
-    if (!may_use(user, *command)) {
-        return error(lock, user, "Only ", whose_right(command->right), " may use ", form_of(*command),
+    if (!command->right.holds(user)) {
+        return error(lock, user, "Only ", command->right.whose, " may use ", form_of(*command),
                      "; /help lists what you are allowed to use.");
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
@@ -2080,9 +2008,7 @@ Fd open_datagram_socket(in_addr_t address, in_port_t port) {
     Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
     set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);  // several servers on one machine all hear a broadcast
-#ifdef SO_REUSEPORT
     set_option(socket, SOL_SOCKET, SO_REUSEPORT, 1);
-#endif
     sockaddr_in at{};
     at.sin_family = AF_INET;
     at.sin_port = htons(port);
@@ -2158,9 +2084,7 @@ constexpr const char* usage = R"( [OPTION]...
 Without a file, the environment's CHAT_ADMIN_PASSWORD is the admin's password; without that, one is made and printed.
 )";
 
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+using UsageError = std::invalid_argument;  // the command line is wrong
 
 // Returns an option's number. Throws a UsageError if it is none from low to high.
 long number_option(std::string_view name, std::string_view text, long low, long high) {
@@ -2187,10 +2111,9 @@ std::vector<std::string> room_names(std::string list) {
     std::vector<std::string> names;
     std::set<std::string> taken{"public"};
     for (std::string_view rest = trim(list); !rest.empty(); rest = trim(rest)) {
-        names.emplace_back(take_word(rest));
-        if (!valid_name(names.back()))
-            throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first");
-        if (!taken.insert(fold(names.back())).second) throw UsageError("--rooms: there is only one " + names.back());
+        const std::string& name = names.emplace_back(take_word(rest));
+        if (!valid_name(name)) throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first");
+        if (!taken.insert(fold(name)).second) throw UsageError("--rooms: there is only one " + name);
     }
     return names;
 }
@@ -2242,30 +2165,24 @@ void read_options(int argc, char** argv) {
 
 // Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
 std::string choose_admin_password() {
+    const std::string& path = options.admin_password_file;
     std::string given;
-    std::string where = "as set in CHAT_ADMIN_PASSWORD";
     if (char* variable = std::getenv("CHAT_ADMIN_PASSWORD")) {
         given = variable;
         std::fill_n(variable, given.size(), '*');  // others may see what a process was started with: see proc(5)
         unsetenv("CHAT_ADMIN_PASSWORD");
     }
-    if (!options.admin_password_file.empty()) {
-        where = "as set in " + options.admin_password_file;
+    if (!path.empty()) {
+        std::ifstream file(path);
         given.clear();
-        std::ifstream file(options.admin_password_file);
-        std::string line;
-        if (std::getline(file, line)) given = trim(line);  // an editor may have ended the line with CR LF
-        if (given.empty()) throw_errno("read " + options.admin_password_file, "its first line is the password");
+        std::getline(file, given);
+        given = std::string(trim(given));  // an editor may have ended the line with CR LF
+        if (given.empty()) throw_errno("read " + path, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
-    if (!options.admin_password.empty()) return where;
-    return options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
-}
-
-std::string host_name() {
-    std::array<char, max_title> name{};
-    gethostname(name.data(), name.size() - 1);
-    return clean(name.data());
+    if (options.admin_password.empty())
+        return options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
+    return "as set in " + (path.empty() ? "CHAT_ADMIN_PASSWORD" : path);
 }
 
 // Tells of lines that are no accounts, which stay as they are. Throws if a file cannot be read.
@@ -2280,8 +2197,8 @@ void check_files() {
         ++number;
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
         if (good || trim(line).empty() || line.starts_with('#')) return;
-        log_event(
-            concat(users_file.path, ", line ", std::to_string(number), ": no account, not \"NAME:HASH\"; it is kept."));
+        const std::string line_number = std::to_string(number);
+        log_event(concat(users_file.path, ", line ", line_number, ": no account, not \"NAME:HASH\"; it is kept."));
     });
 }
 
@@ -2317,7 +2234,11 @@ std::string prepare() {
     prepare_descriptors();
     check_files();
     const std::string password = choose_admin_password();
-    if (options.title.empty()) options.title = host_name();
+    if (options.title.empty()) {
+        std::array<char, max_title> host{};
+        gethostname(host.data(), host.size() - 1);
+        options.title = clean(host.data());
+    }
     options.exit_code = random_text("0123456789", 5);
     make_first_rooms();
     return password;

@@ -340,21 +340,6 @@ TEST(NobodyWaits, ForStandardDescriptors) {
     EXPECT_EQ(server.wait_exit(), 0);
 }
 
-// Promise 2: the same when the terminal is closed.
-TEST(NobodyWaits, ForATerminalThatHangsUp) {
-    TempDir dir;
-    Pty server(server_path(), {.args = server_arguments(dir)});
-    const int port = port_of(server);
-    expect_chat(port);
-    server.hang_up();
-    expect_chat(port);
-    Peer alice(port, "alice");
-    alice.send_line("still here");
-    alice.expect("SAY alice still here");
-    server.signal(SIGTERM);
-    EXPECT_EQ(server.wait_exit(), 0);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Promise 3: one line is one line
 
