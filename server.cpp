@@ -29,7 +29,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <limits>
 #include <list>
 #include <numeric>
 #include <set>
@@ -1029,6 +1028,8 @@ void handle_silence(Client& client) {
     } else if (client.admin || (client.room != nullptr && client.room->owner == client.name)) {
         client.waited = {};
     } else if (!std::exchange(client.warned, true)) {
+        client.waited =
+            std::chrono::seconds(options.idle) / 2;  // however late this is: the process may have been stopped
         info(lock, client, "You have said nothing for a while. Say something, or you will be disconnected.");
     } else {
         quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
@@ -1141,17 +1142,20 @@ class LineFile {
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        LineBuffer lines(std::numeric_limits<std::size_t>::max() / 2);
+        std::string text;  // read, and not yet a whole line
         std::array<char, 65536> bytes{};
-        ssize_t count = -1;
-        while (count != 0) {
+        for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
-            if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            while (const std::optional<Line> line = lines.next()) see(line->text);
+            text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+            std::size_t start = 0;
+            for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
+                see(std::string_view(text).substr(start, end - start));
+            }
+            text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (const std::optional<Line> line = lines.last()) see(line->text);
+        if (!text.empty()) see(text);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
@@ -1169,25 +1173,28 @@ class LineFile {
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
         const Lock lock(changing_);
-        const Place place = lock_folder();
+        const std::string target =
+            std::filesystem::weakly_canonical(std::filesystem::absolute(path));  // where links lead
+        const std::string beside = target + ".new";
+        const Fd locked = lock_file(target);
+        const Fd file = create(beside);
         std::optional<std::string> present;
         std::string text;
-        const Fd file = create(place.beside);
         for_each_line([&](std::string_view other) {
             if (subject_in_(other) != who) {
                 (text += other) += '\n';
             } else if (!present) {
                 present = other;
             }
-            if (text.size() > 65536) write_whole(file, std::exchange(text, ""), place.beside);
+            if (text.size() > 65536) write_whole(file, std::exchange(text, ""), beside);
         });
         const bool accepted = accept(present);
         if (accepted) {
             if (!line.empty()) (text += line) += '\n';
-            write_whole(file, text, place.beside);
-            replace(file, place);
+            write_whole(file, text, beside);
+            replace(file, beside, target);
         } else {
-            unlink(place.beside.c_str());
+            unlink(beside.c_str());
         }
         return accepted;
     }
@@ -1195,7 +1202,9 @@ class LineFile {
     // Removes what a crash has left behind.
     void clean_up() const {
         try {
-            unlink(lock_folder().beside.c_str());
+            const std::string target = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
+            const Fd locked = std::filesystem::exists(target) ? lock_file(target) : Fd();
+            unlink((target + ".new").c_str());
         } catch (const std::runtime_error& problem) {
             log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
         }
@@ -1204,23 +1213,20 @@ class LineFile {
     std::string path;  // set before there are threads
 
    private:
-    struct Place {
-        Fd folder;           // locked: as long as it is open, no other server changes a file there
-        std::string target;  // where links lead
-        std::string beside;  // the new file, until it is renamed
-    };
-
-    // Blocks for up to five seconds while another process holds the lock: flock(2). Throws if it keeps it.
-    [[nodiscard]] Place lock_folder() const {
-        const auto target = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
-        const std::string parent = target.parent_path();
-        Fd folder(open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        if (!folder) throw_errno("open " + parent);
-        for (int tries = 0; flock(folder.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-            if (tries == 500 || (errno != EWOULDBLOCK && errno != EINTR)) throw_errno("flock " + parent);
+    // Locks the file against other servers, for as long as what is returned is open: flock(2). Blocks for up to five
+    // seconds. Throws if another process keeps the lock.
+    [[nodiscard]] Fd lock_file(const std::string& target) const {
+        for (int tries = 0; tries < 500; ++tries) {
+            Fd file(open(target.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
+            if (!file) throw_errno("open " + target);
+            struct stat locked {
+            }, there{};
+            const bool mine = flock(file.get(), LOCK_EX | LOCK_NB) == 0 && fstat(file.get(), &locked) == 0;
+            const bool is_there = stat(target.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
+            if (mine && is_there) return file;  // else another server has it, or has just replaced it
             std::this_thread::sleep_for(10ms);
         }
-        return {std::move(folder), target, target.string() + ".new"};
+        throw std::runtime_error(target + " is locked by another program");
     }
 
     // Whatever lies there was left by a crash, or is a trap: it is neither written to nor followed.
@@ -1233,12 +1239,12 @@ class LineFile {
 
     // The new file is whole and synced before it is renamed: a crash at any moment leaves the old one or the new
     // (promise 5). Once it is renamed it is in force, and no exception may say otherwise.
-    static void replace(const Fd& file, const Place& place) {
-        if (fsync(file.get()) != 0) throw_errno("fsync " + place.beside);
-        if (rename(place.beside.c_str(), place.target.c_str()) != 0) throw_errno("rename " + place.beside);
-        if (fsync(place.folder.get()) == 0) return;
-        log_event(concat("warning: ", place.target,
-                         " is changed, but may be the old one after a power failure: fsync: ", error_text(errno)));
+    static void replace(const Fd& file, const std::string& beside, const std::string& target) {
+        if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
+        if (rename(beside.c_str(), target.c_str()) != 0) throw_errno("rename " + beside);
+        const Fd folder(open(std::filesystem::path(target).parent_path().c_str(), O_RDONLY | O_CLOEXEC));
+        if (folder && fsync(folder.get()) == 0) return;
+        log_event(concat("warning: ", target, " is changed, but its folder could not be synced: ", error_text(errno)));
     }
 
     mode_t mode_;
@@ -2289,15 +2295,20 @@ void make_first_rooms() {
     chat.by_name["server"] = &operator_client;
 }
 
-// Signals: Ctrl-C and SIGTERM shut down; a peer that is gone, or a terminal, is no reason to end.
+// Signals: Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer
+// that is gone, a full file or a job in the background is no reason to end.
 void handle_signals() {
-    struct sigaction action {};
-    action.sa_handler = [](int) { stop_request->set(); };
-    for (const int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
+    struct sigaction action {
+    }, before{};
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+        action.sa_handler = [](int) { stop_request->set(); };
+        sigaction(number, nullptr, &before);
+        if (before.sa_handler != SIG_IGN) sigaction(number, &action, nullptr);
+    }
     action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_handler = SIG_IGN;
-    for (const int number : {SIGPIPE, SIGHUP, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
+    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
 }
 
 // Does all that can fail before the server listens, and returns the admin's password, or where it was set. Throws.

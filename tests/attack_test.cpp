@@ -467,13 +467,6 @@ TEST(Registrations, FromOneAddressAreLimited) {
     EXPECT_GT(told_to_wait, 0) << "one address may register as many names as it likes";
 }
 
-// Returns how many lines of the log, since mark(), have a text in them, once everything is in it.
-long logged(Server& server, const std::string& text) {
-    server.write("/echo all is logged\n");
-    server.wait_output("all is logged\n");
-    return count_with(lines_of(server.output()), text);
-}
-
 // A banned address that connects on and on fills no disk: each cause is logged once a second at most.
 TEST(Rejections, AreLoggedAtMostOnceASecond) {
     if (!has_many_addresses()) GTEST_SKIP() << "this machine has no second address";

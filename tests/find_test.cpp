@@ -225,6 +225,8 @@ TEST(Address, IsUnderstoodInItsForms) {
         Process client(client_path(), with(form));
         client.write("/quit\n");
         EXPECT_EQ(client.wait_exit(), 0) << form[0];
+        server.wait_output("public -- alice left.");  // only then her name is free
+        server.mark();
     }
     Process wrong(client_path(), with({"127.0.0.1:http"}));
     EXPECT_EQ(wrong.wait_exit(), 2);

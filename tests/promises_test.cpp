@@ -62,8 +62,7 @@ void expect_numbered(const Lines& lines, const std::string& speaker, const std::
 }
 
 // That two people can talk: what a server that runs on is for. Their names are free afterwards.
-void expect_chat(int port) {
-    Peer eve(port, "eve"), fay(port, "fay");
+void expect_chat(Peer& eve, Peer& fay) {
     eve.send_line("are you there?");
     fay.expect("SAY eve are you there?");
     fay.send_line("I am.");
@@ -72,6 +71,11 @@ void expect_chat(int port) {
         peer->send_line("/quit");
         peer->expect_eof();
     }
+}
+
+void expect_chat(int port) {
+    Peer eve(port, "eve"), fay(port, "fay");
+    expect_chat(eve, fay);
 }
 
 // A connection that never reads, and for which much waits so that its socket is full: it asks for what it does not
@@ -789,11 +793,9 @@ void expect_refusals_and_recovery(Server& server, const std::string& reason) {
     EXPECT_LE(count_lines_with(server.output(), "was rejected"), 2 * (2 + seconds_since(begin))) << server.output();
     EXPECT_LE(count_lines_with(server.output(), ""), 16 + 2 * seconds_since(begin)) << server.output();
     people.clear();
-    EXPECT_TRUE(eventually([&] {
-        Peer newcomer(server.port());
-        return first_answer(newcomer).starts_with("NICK");
-    }));
-    expect_chat(server.port());
+    const auto eve = log_in_when_there_is_place(server.port(), "eve");
+    const auto fay = log_in_when_there_is_place(server.port(), "fay");
+    expect_chat(*eve, *fay);
 }
 
 TEST(Refusals, WhenThereAreNoDescriptors) {

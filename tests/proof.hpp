@@ -109,4 +109,12 @@ inline bool allow_descriptors(rlim_t wanted) {
     return ::setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= wanted;
 }
 
+// Returns how many lines of the server's whole log have a text in them, once all that happened is in it.
+inline long logged(harness::Server& server, const std::string& text) {
+    server.mark();
+    server.write("/echo all is logged\n");
+    server.wait_output("all is logged\n");
+    return count_with(harness::lines_of(server.output()), text);
+}
+
 }  // namespace proof

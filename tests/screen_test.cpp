@@ -405,7 +405,8 @@ TEST(ScreenScrollback, HasTenThousandLinesAndABeginning) {
 TEST(ScreenScrollback, MarksWhereOneLeftOff) {
     ScriptedServer client;
     client.tell("SAY bob before");
-    client.type(key("focus out"));
+    client.type(key("focus out") + "x");
+    client.wait("with the x, so that the focus is out too", [](const Terminal& t) { return t.line(23) == "x"; });
     client.tell("SAY bob one\nSAY bob two");
     EXPECT_EQ(client.terminal.find("── new ───") + 1, client.terminal.find("bob: one"));
     EXPECT_EQ(client.terminal.title, "(2) public - Chatroom");
@@ -620,9 +621,14 @@ TEST(ScreenSpeed, ShowsAKeyAtOnceWhileFiveHundredLinesASecondCome) {
         server.send_line("SAY bob flood " + std::to_string(i++));
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
     });
+    const auto latest = [](const Terminal& t) {
+        const std::string text = t.text(), before = "bob: flood ";
+        const std::size_t at = text.rfind(before);
+        return at == text.npos ? -1 : std::stoi(text.substr(at + before.size()));
+    };
     std::vector<double> times;
     for (int i = 0; i < 50; ++i) {
-        client.wait("bob: flood " + std::to_string(10 * i));
+        client.wait("with ten more lines", [&](const Terminal& t) { return latest(t) >= 10 * i; });
         const std::string draft = std::string(static_cast<std::size_t>(i) + 1, 'x');
         const auto start = harness::Clock::now();
         client.type("x");
@@ -657,6 +663,8 @@ TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
         EXPECT_EQ(status == 0, way == "quit" || way == "Ctrl-D") << way;
         EXPECT_TRUE(is_given_back(alice, before)) << way;
         EXPECT_EQ(alice.terminal.shows("You were kicked by server."), way == "kick");
+        server.wait_output(re("public -- alice (left|lost|was)"));  // only then her name is free
+        server.mark();
     }
 }
 

@@ -614,7 +614,7 @@ TEST(Bans, ThatCannotBeWrittenAreToldAndBanNobody) {
     Peer admin = admin_of(server), alice(server.port(), "alice");
     admin.expect("JOIN alice");
     admin.send_line("/ban alice");
-    admin.expect_next(re("^ERR That could not be done: open .*/missing: ENOENT \\(No such"));
+    admin.expect_next(re("^ERR That could not be done: open .*/missing/bans\\.txt: ENOENT \\(No such"));
     server.wait_output(re("^.* - -- ban failed: open .*ENOENT"));
     EXPECT_EQ(alice.lines_until_echo(), Lines{});
     EXPECT_EQ(count_matching(admin.lines_until_echo(), "banned"), 0);
