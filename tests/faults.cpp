@@ -74,37 +74,40 @@ mode_t kind_of(int fd) {
 
 }  // namespace
 
-extern "C" {
+// Defines what the server calls instead of a function of the system.
+#define INSTEAD(result, function, parameters)                      \
+    extern "C" result my_##function parameters __asm__(#function); \
+    result my_##function parameters
 
-int accept(int socket, sockaddr* address, socklen_t* length) {
+INSTEAD(int, accept, (int socket, sockaddr* address, socklen_t* length)) {
     REAL(accept);
     return ordered(accept_call) > 0 ? -1 : real_accept(socket, address, length);
 }
 
-ssize_t recv(int socket, void* bytes, size_t count, int flags) {
+INSTEAD(ssize_t, recv, (int socket, void* bytes, size_t count, int flags)) {
     REAL(recv);
     const int fault = ordered(recv_call);
     return fault > 0 ? -1 : real_recv(socket, bytes, fault < 0 ? std::min<size_t>(count, 1) : count, flags);
 }
 
-ssize_t send(int socket, const void* bytes, size_t count, int flags) {
+INSTEAD(ssize_t, send, (int socket, const void* bytes, size_t count, int flags)) {
     REAL(send);
     const int fault = ordered(send_call);
     return fault > 0 ? -1 : real_send(socket, bytes, fault < 0 ? std::min<size_t>(count, 1) : count, flags);
 }
 
-int poll(pollfd* polled, nfds_t count, int timeout) {
+INSTEAD(int, poll, (pollfd * polled, nfds_t count, int timeout)) {
     REAL(poll);
     return ordered(poll_call) > 0 ? -1 : real_poll(polled, count, timeout);
 }
 
-ssize_t read(int fd, void* bytes, size_t count) {
+INSTEAD(ssize_t, read, (int fd, void* bytes, size_t count)) {
     REAL(read);
     const int fault = ordered(read_call);
     return fault > 0 ? -1 : real_read(fd, bytes, fault < 0 ? std::min<size_t>(count, 1) : count);
 }
 
-ssize_t write(int fd, const void* bytes, size_t count) {
+INSTEAD(ssize_t, write, (int fd, const void* bytes, size_t count)) {
     REAL(write);
     const bool file = kind_of(fd) == S_IFREG;
     if (kind_of(fd) == S_IFIFO && fd > STDERR_FILENO) return real_write(fd, bytes, count);  // a wake-up
@@ -114,7 +117,7 @@ ssize_t write(int fd, const void* bytes, size_t count) {
     return real_write(fd, bytes, fault < 0 ? std::min<size_t>(count, 1) : count);
 }
 
-int open(const char* path, int flags, ...) {
+INSTEAD(int, open, (const char* path, int flags, ...)) {
     using Open = int(const char*, int, ...);
     static const auto real_open = reinterpret_cast<Open*>(dlsym(RTLD_NEXT, "open"));
     va_list arguments;
@@ -123,10 +126,11 @@ int open(const char* path, int flags, ...) {
     va_end(arguments);
     struct stat status {};
     const bool folder = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
-    return ordered(folder ? open_folder_call : open_call) > 0 ? -1 : real_open(path, flags, mode);
+    if (ordered(folder ? open_folder_call : open_call) > 0) return -1;
+    return real_open(path, flags, mode);
 }
 
-int fsync(int fd) {
+INSTEAD(int, fsync, (int fd)) {
     REAL(fsync);
     const bool folder = kind_of(fd) == S_IFDIR;
     if (ordered(folder ? fsync_folder_call : fsync_call) > 0) return -1;
@@ -134,20 +138,20 @@ int fsync(int fd) {
     return real_fsync(fd);
 }
 
-int fdatasync(int fd) { return fsync(fd); }
+INSTEAD(int, fdatasync, (int fd)) { return fsync(fd); }
 
-int rename(const char* from, const char* to) noexcept {
+INSTEAD(int, rename, (const char* from, const char* to)) {
     REAL(rename);
     if (ordered(rename_call) > 0) return -1;
     note('r');
     return real_rename(from, to);
 }
 
-int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) noexcept {
+INSTEAD(int, pthread_create,
+        (pthread_t * thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument)) {
     REAL(pthread_create);
     const int fault = ordered(thread_call);
     return fault > 0 ? fault : real_pthread_create(thread, attributes, run, argument);
 }
 
-}  // extern "C"
 #endif

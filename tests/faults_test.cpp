@@ -94,8 +94,8 @@ struct Faults : testing::Test {
         return {.args = {"--bans", home.bans}, .launch = orders.launch()};
     }
 
-    const Home home;
-    const Orders orders;
+    Home home;
+    Orders orders;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

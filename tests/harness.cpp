@@ -38,10 +38,14 @@ namespace {
 std::string printable(std::string_view bytes) {
     std::string result;
     for (char byte : bytes.substr(0, 400)) {
+        const bool control = (byte >= 0 && byte < ' ') || byte == 127;
+        if (!control) {
+            result += byte;
+            continue;
+        }
         char escape[8];
         std::snprintf(escape, sizeof escape, "\\x%02x", static_cast<unsigned char>(byte));
-        bool control = (byte >= 0 && byte < ' ') || byte == 127;
-        result += control ? escape : std::string(1, byte);
+        result += escape;
     }
     return bytes.size() > 400 ? result + "... (" + std::to_string(bytes.size()) + " bytes)" : result;
 }

@@ -37,19 +37,22 @@ void expect_same_end(const Lines& lines, const Lines& first, const std::string& 
     EXPECT_TRUE(lines == first) << who << " has other lines, or in another order";
 }
 
+// Peers for whom much waits, since they asked for what they do not read.
+std::deque<Peer> stalled_crowd(int port, long count) {
+    std::deque<Peer> peers = crowd(port, count, "stuck", {.receive_buffer = 4096, .deaf = true});
+    std::string requests;
+    for (int i = 0; i < 25; ++i) requests += "/echo " + std::string(4000, 'x') + "\n";
+    for (Peer& peer : peers) peer.try_send(requests, 0.05);
+    return peers;
+}
+
 TEST(Shutdown, OfAThousandClientsLosesNoLineThatWasAccepted) {
     const long all = from_environment("CHATROOM_CROWD", is_sanitized() ? 200 : 1000), stalled = all / 5,
                others = (all - stalled) / 2;
     if (!allow_descriptors(static_cast<rlim_t>(all) + 100)) GTEST_SKIP() << "not so many descriptors for this process";
     Server server({.args = {"--max-clients", std::to_string(all + 10), "--rate", "10"}}, 20);
-    const PeerOptions deaf{.receive_buffer = 4096, .deaf = true};
     std::deque<Peer> listeners = crowd(server.port(), others, "quiet"), talkers = crowd(server.port(), others, "loud");
-    std::deque<Peer> stuck = crowd(server.port(), stalled, "stuck", deaf);
-    for (Peer& peer : stuck) {  // they ask for what they do not read
-        std::string requests;
-        for (int i = 0; i < 25; ++i) requests += "/echo " + std::string(4000, 'x') + "\n";
-        peer.try_send(requests, 0.05);
-    }
+    std::deque<Peer> stuck = stalled_crowd(server.port(), stalled);
     Peer marker(server.port(), "marker", 20);
     marker.send_line("ready");
     const Pattern ready("SAY marker ready");

@@ -31,6 +31,7 @@ using namespace proof;
 
 namespace {
 
+using namespace std::string_view_literals;
 using Seconds = std::chrono::duration<double>;
 
 constexpr int connections_in_all = 100'000, max_pace = 1000;  // so many a second
@@ -122,7 +123,7 @@ void abuse(const Server& server, std::deque<Peer>& staying, long number) {
         case 2: break;                                                             // never answers
         case 3: peer.try_send("admin\nguess 1\nguess 2\nguess 3\n", 0.02); break;  // guesses
         case 4: peer.try_send("regular1\n" + std::string(300, 'p') + "\n\n\n", 0.02); break;
-        case 5: peer.try_send(std::string("\0\x1B[2J\r\n\xE2\x80\xAE\n/quit", 17), 0.02); break;
+        case 5: peer.try_send("\0\x1B[2J\r\n\xE2\x80\xAE\n/quit"sv, 0.02); break;
         case 6: peer.try_send(requests, 0.02); return peer.reset();  // and is gone when the answers come
         default: peer.try_send(std::string(5000, 'x') + "\n" + std::string(5000, '\n'), 0.02);
     }
