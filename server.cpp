@@ -70,19 +70,21 @@ struct Options {
 
 Options options;
 
-constexpr int burst = 30;                       // lines that a client may send before the rate counts
-constexpr auto login_limit = 20s;               // for a client's answers during the login, however slowly they come
-constexpr std::size_t history_lines = 50;       // of a room, shown to whoever enters it
-constexpr std::size_t max_said = 256UL * 1024;  // bytes that may wait for the sender to pass them on to a room
-constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // the same, with what waits for one client alone
-constexpr std::size_t pause_backlog = 64UL * 1024;  // bytes that wait for a client: from here on its lines are not read
-constexpr std::size_t max_backlog = 1024UL * 1024;  // the same: from here on it is dropped
-constexpr auto max_stall = 10s;                     // in which a client for which some wait takes none: it is dropped
+// Of what a client sends:
+constexpr int burst = 30;          // lines before its rate counts
+constexpr auto login_limit = 20s;  // for its answers during the login, however slowly they come
+// Of what it is sent, in bytes:
+constexpr std::size_t max_said = 256UL * 1024;        // that may wait for the sender, to be passed on to rooms
+constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // that may wait for the sender at all
+constexpr std::size_t pause_backlog = 64UL * 1024;    // that wait for a client: from here on its lines are not read
+constexpr std::size_t max_backlog = 1024UL * 1024;    // the same: from here on it is dropped
+constexpr auto max_stall = 10s;                       // in which its socket takes nothing: then it is dropped
+constexpr std::size_t history_lines = 50;             // of a room, shown to whoever enters it
+// Of the time to end:
 constexpr auto close_limit = 2s;        // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 400ms;  // for all of them, when the server shuts down
+constexpr auto shutdown_limit = 400ms;  // for all of them to take theirs, when the server shuts down
 
-std::optional<Wakeup>
-    stop_request;  // opened by run(); once set, it ends the server: whoever waits in poll() watches it
+std::optional<Wakeup> stop_request;  // opened by run(); once set it ends the server: whoever waits in poll() watches it
 
 // Waits until the server is to stop, or the time is over; returns whether it is to stop. Any thread.
 bool wait_for_stop(std::chrono::milliseconds time) {
