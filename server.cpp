@@ -1408,7 +1408,8 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::optional<std::string> account;
     const auto check = [&](const std::string& given) {
-        return users_file.find(user.key) ? check_password(user, user.name, given, account) : "";
+        const std::string_view problem = check_password(user, user.name, given, account);
+        return users_file.find(user.key) ? problem : "";
     };
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
