@@ -456,7 +456,7 @@ class Sender {
         poll(polled.data(), static_cast<nfds_t>(polled.size()), asleep_ ? a_second : 0);
         wakeup_->clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + 1s;
+        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         for (std::size_t i = 0; i < in_hand_.size(); ++i)
             in_hand_[i]->outbox.full = polled[i + 1].revents == 0 && !retry;
     }
@@ -822,7 +822,7 @@ class Acceptor {
 
     static Fd any_file() { return Fd(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
-    void start_thread(std::unique_ptr<Client> client) {
+    static void start_thread(std::unique_ptr<Client> client) {
         const std::string problem = enlist(*client);
         if (!problem.empty()) return turn_down(client->socket, problem);
         try {
@@ -912,7 +912,7 @@ class Log {
     void add_rejection(std::string_view who, const std::string& cause) {
         const Lock lock(mutex_);
         Clock::time_point& last = rejections_[cause];
-        if (Clock::now() - last < 1s) return;
+        if (Clock::now() - last < std::chrono::seconds(1)) return;
         last = Clock::now();
         add(lock, "-", concat("-- ", who, " ", cause));
     }
@@ -1043,7 +1043,7 @@ void limit_receive(Client& client) {
 // After recv(), which has taken some time.
 void count_silence(Client& client, Clock::duration time) {
     client.waited += time;
-    if (!client.closing && time_left(client) <= 0s) handle_silence(client);
+    if (!client.closing && time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2236,7 +2236,7 @@ std::string prepare() {
     handle_signals();
     prepare_descriptors();
     check_files();
-    const std::string password = choose_admin_password();
+    std::string password = choose_admin_password();
     if (options.title.empty()) {
         std::array<char, max_title> host{};
         gethostname(host.data(), host.size() - 1);
