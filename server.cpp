@@ -825,15 +825,17 @@ class Acceptor {
     static void start_thread(std::unique_ptr<Client> client) {
         const std::string problem = enlist(*client);
         if (!problem.empty()) return turn_down(client->socket, problem);
+        Client& known = *client;
         try {
-            std::thread thread(serve, client.get());
-            Client* served = client.release();  // it is the thread's now, which waits in end_thread() for what follows
+            std::thread thread(serve, &known);
+            static_cast<void>(
+                client.release());  // it is the thread's now, which waits in end_thread() for what follows
             const Lock lock(chat.mutex);
-            served->thread = std::move(thread);
-            served->changed.notify_all();
+            known.thread = std::move(thread);
+            known.changed.notify_all();
         } catch (const std::system_error&) {
-            delist(Lock(chat.mutex), *client);
-            turn_down(client->socket, "The server cannot start another thread: try again later.");
+            delist(Lock(chat.mutex), known);
+            turn_down(known.socket, "The server cannot start another thread: try again later.");
         }
     }
 
