@@ -53,7 +53,8 @@ struct Options {
     std::string port = std::string(default_port);
     std::string bind_address;        // empty: every interface
     std::vector<std::string> rooms;  // made at start, to stay
-    long idle = 240;                 // seconds until a silent client is disconnected, warned at half; 0 is never
+    long idle = 240;                 // seconds of silence in a client's room, warned at half; 0 is never
+    long idle_public = 0;            // the same in public and in the server's own rooms
     long rate = 10;                  // lines a second from one client, after the burst; 0 is no limit
     long max_clients = 10000;        // connections, those that are still logging in included
     long max_per_ip = 64;            // of them from one address; 0 is no limit
@@ -67,7 +68,8 @@ struct Options {
 Options options;
 
 constexpr int burst = 30;                             // lines from a client before its rate counts
-constexpr auto login_limit = 20s;                     // for its answers during the login, however slowly they come
+constexpr auto answer_limit = 60s;                    // for each of its answers during the login
+constexpr auto login_limit = 300s;                    // for all of them
 constexpr std::size_t max_said = 256UL * 1024;        // bytes that may wait for the sender, to be passed on to rooms
 constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // that may wait for the sender at all
 constexpr std::size_t pause_backlog = 64UL * 1024;    // that wait for a client: from here on its lines are not read
@@ -118,13 +120,15 @@ struct Client {
     // Only its own thread.
     LineBuffer inbox{max_line};
     Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
-    Clock::duration waited{};                       // in recv() for its next line; before the login, for all answers
+    Clock::duration waited{};                       // in recv() for its next line
+    Clock::duration waited_before{};                // for the lines before that
     Clock::duration receive_timeout{};              // as set for its socket
     bool warned = false;                            // that it has been silent for long
 
     Outbox outbox;
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
     std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
+    std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
     // Guarded by chat.mutex.
     std::string claimed_name;           // with which it tries to log in
     std::string name;                   // empty until it is logged in; its own thread may read it without the mutex
@@ -522,6 +526,7 @@ void enter(const Lock& lock, Client& client, Room& room) {
     announce(lock, room, "JOIN", client.name, "joined.");
     room.members.push_back(&client);
     client.room = &room;
+    client.idle_limit = room.owner.empty() ? options.idle_public : options.idle;
     sender.queue(lock, {Mail::enter, room.number, &client});
     const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
     const std::string fields = concat(room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"));
@@ -637,7 +642,7 @@ std::optional<std::string> read_line(Client& client) {
         if (!line) break;
         throttle(client);
         if (client.closing) break;
-        if (!client.name.empty()) client.waited = {};
+        client.waited_before += std::exchange(client.waited, {});
         client.warned = false;
         if (!line->too_long) return clean(line->text);
         tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
@@ -966,26 +971,52 @@ void stop_log() { server_log.stop(); }
 // Each client's own thread keeps its deadlines, by the time that it has waited in recv(): a password that is being
 // hashed, or a file that is slow, takes none of it.
 
-// How long the client may be silent from now on. During the login its time is that of all its answers.
+// Returns how long the client may be silent before its next line. Where it may be for ever, it is looked at each hour,
+// since others may move it elsewhere.
+Clock::duration silence_limit(const Client& client) {
+    if (client.name.empty()) return std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
+    return client.idle_limit == 0 ? Clock::duration(1h) : std::chrono::seconds(client.idle_limit);
+}
+
+// The same from now on, up to the warning at half of it.
 Clock::duration time_left(const Client& client) {
-    if (client.name.empty()) return login_limit - client.waited;
-    if (options.idle == 0) return 24h;  // as good as for ever: it is looked at again then
-    const Clock::duration limit = std::chrono::seconds(options.idle);
+    const Clock::duration limit = silence_limit(client);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
 
-// The client has been silent for so long that it is warned, or disconnected; owners and the admin may be silent.
+// Says what happens if the client remains silent. However late this is (the process may have been stopped), half of the
+// time is left.
+void warn(const Lock& lock, Client& client) {
+    client.warned = true;
+    client.waited = silence_limit(client) / 2;
+    const auto left = std::chrono::ceil<std::chrono::seconds>(client.waited).count();
+    const bool moves = client.room != nullptr && !client.room->owner.empty();
+    if (client.room == nullptr)
+        return info(lock, client, "You have ", std::to_string(left), " seconds left to answer.");
+    info(lock, client, "You have said nothing for a while. Say something, or you will be ",
+         moves ? "moved to public." : "disconnected.");
+}
+
+// The client has been silent for so long that it is warned, and then rejected, moved or disconnected; the admin, and an
+// owner, whose room would pass on, may be silent.
 void handle_silence(Client& client) {
     const Lock lock(chat.mutex);
-    if (client.name.empty()) {
-        quit(lock, client, "REFUSE The login took longer than 20 seconds.", "was rejected: too slow a login.");
-    } else if (client.admin || (client.room != nullptr && client.room->owner == client.name)) {
+    if (client.closing) return;
+    const Room* room = client.room;  // none: it is still logging in
+    if (room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name)) {
         client.waited = {};
-    } else if (!std::exchange(client.warned, true)) {
-        client.waited = std::chrono::seconds(options.idle) / 2;  // however late: the process may have been stopped
-        info(lock, client, "You have said nothing for a while. Say something, or you will be disconnected.");
-    } else {
+    } else if (!client.warned) {
+        warn(lock, client);
+    } else if (room == nullptr) {
+        quit(lock, client, "REFUSE That took too long: a minute for an answer, five for all.",
+             "was rejected: too slow a login.");
+    } else if (room->owner.empty()) {
         quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
+    } else {
+        info(lock, client, "You have said nothing for too long: you are moved to public.");
+        move(lock, client, public_room(), "was silent for too long.");
+        client.waited = {};
+        client.warned = false;
     }
 }
 
@@ -1001,7 +1032,7 @@ void limit_receive(Client& client, Clock::duration time) {
 // After recv(), which has taken some time.
 void count_silence(Client& client, Clock::duration time) {
     client.waited += time;
-    if (!client.closing && time_left(client) <= Clock::duration::zero()) handle_silence(client);
+    if (time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
 // ---- 10. Places: how many clients there may be --------------------------------------------------------
@@ -1406,7 +1437,6 @@ bool admit(Client& client, std::string_view name) {
     client.name = name;
     client.key = fold(name);
     client.admin = client.key == "admin";
-    client.waited = {};
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
     post(lock, client, concat("WELCOME ", name, " Welcome, ", name, ". ", hint));
     log_event(concat(name, " logged in from ", client.address, "."));
@@ -1990,7 +2020,8 @@ constexpr const char* usage = R"( [OPTION]...
   --bans FILE       the ban list (bans.txt)
   --users FILE      every name needs a password, kept here; the first login chooses it
   --rooms A,B       rooms that are there from the start, and stay
-  --idle SECONDS    until a silent client is disconnected, warned at half (240); 0 is never
+  --idle SECONDS    until whoever is silent in a room that a client made is moved to public (240); 0 is never
+  --idle-public SECONDS   until whoever is silent in public, or the server's rooms, is disconnected (0)
   --rate N          lines a second from one client, after a burst of 30 (10); 0 is no limit
   --max-clients N   connections at once (10000, or what the open-file limit allows)
   --max-per-ip N    connections from one address (64); 0 is no limit
@@ -2057,6 +2088,7 @@ void read_options(int argc, char** argv) {
         {"users", required_argument, [&] { users_file.path = value; }},
         {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
         {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
+        {"idle-public", required_argument, [&] { options.idle_public = number(0, 1000000); }},
         {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
         {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
         {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},

@@ -543,28 +543,63 @@ TEST(Block, IsForNamesAndOnce) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Who is silent, and who has vanished
 
-TEST(Idle, DisconnectsTheSilentButOwnersAndTheAdmin) {
+const Pattern move_warning = starts("INFO You have said nothing for a while. Say something, or you will be moved to");
+const Pattern end_warning =
+    starts("INFO You have said nothing for a while. Say something, or you will be disconnected");
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+TEST(Idle, MovesTheSilentOutOfAClientsRoomButTheOwnerAndTheAdmin) {
     Server server({.args = {"--idle", "2"}});
-    Peer admin = admin_of(server), owner(server.port(), "owner"), talker(server.port(), "talker");
+    Peer admin = admin_of(server), owner(server.port(), "owner"), listener(server.port(), "listener");
+    Peer talker(server.port(), "talker"), silent(server.port(), "silent");
     go(owner, "/create den");
-    settle({&admin, &talker});
+    for (Peer* peer : {&admin, &talker}) go(*peer, "/join den");
+    settle({&admin, &owner, &talker});
     const Clock::time_point start = Clock::now();
-    Peer silent(server.port(), "silent");
-    const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
-    const Pattern warning = starts("INFO You have said nothing for a while. Say something, or you will be disconn");
+    go(silent, "/join den");
     for (const std::string& sign_of_life : {std::string(), std::string("/time"), std::string(5000, 'x')}) {
-        talker.expect(warning);
+        talker.expect(move_warning);
         talker.send_line(sign_of_life);
     }
-    silent.expect_next(warning);
-    EXPECT_GE(seconds(), 1);
-    EXPECT_EQ(silent.expect_eof(), Lines{"BYE IDLE You have said nothing for too long."});
-    EXPECT_GE(seconds(), 2);
-    admin.expect("LEAVE silent was timed out.");
+    silent.expect_next(move_warning);
+    EXPECT_GE(seconds_since(start), 1);
+    silent.expect_next("INFO You have said nothing for too long: you are moved to public.");
+    silent.expect_next(starts("ROOM public "));
+    EXPECT_GE(seconds_since(start), 2);
+    admin.expect("LEAVE silent was silent for too long.");
+    listener.expect("JOIN silent joined.");
     talker.send_line("I am here");
     admin.expect("SAY talker I am here");
-    EXPECT_GE(seconds(), 3);
-    for (Peer* peer : {&admin, &owner}) EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    EXPECT_GE(seconds_since(start), 3);
+    for (Peer* peer : {&admin, &owner, &listener}) {
+        EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    }
+    talker.expect("SAY talker I am here");
+    talker.expect_next(move_warning);
+    talker.expect_next(starts("INFO You have said nothing for too long"));
+    EXPECT_FALSE(any_contains(silent.lines_until_echo(), "You have said nothing")) << "in public";
+}
+
+TEST(Idle, DisconnectsInPublicAndTheServersRoomsOnlyWhereTheServerWantsTheSeatsBack) {
+    Server server({.args = {"--idle-public", "2", "--idle", "0", "--rooms", "lab"}});
+    Peer admin = admin_of(server), owner(server.port(), "owner"), guest(server.port(), "guest");
+    go(owner, "/create den");
+    go(guest, "/join den");
+    settle({&owner, &admin});
+    const Clock::time_point start = Clock::now();
+    Peer silent(server.port(), "silent"), worker(server.port(), "worker");
+    go(worker, "/join lab");
+    for (Peer* peer : {&silent, &worker}) {
+        peer->expect(end_warning);
+        EXPECT_GE(seconds_since(start), 1);
+        EXPECT_EQ(peer->expect_eof(), Lines{"BYE IDLE You have said nothing for too long."});
+        EXPECT_GE(seconds_since(start), 2);
+    }
+    admin.expect("LEAVE silent was timed out.");
+    for (Peer* peer : {&admin, &owner, &guest}) {
+        EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    }
 }
 
 #ifdef __linux__
