@@ -136,6 +136,8 @@ struct Client {
     bool admin = false;                 // the admin, or the operator
     Room* room = nullptr;               // null before the login is complete, and while closing
     std::optional<long> correspondent;  // the id of whoever sent it the last private message
+    std::string asked_again;            // the command that it has to give once more, and
+    Clock::time_point ask_limit;        // until when: see confirmed()
     bool released = false;              // the sender is done with it
     std::condition_variable changed;    // its own thread waits here for all of these
     std::thread thread;
@@ -653,11 +655,16 @@ std::optional<std::string> read_line(Client& client) {
 
 // Does what a line of a logged-in client, or of the operator, asks for.
 void handle_line(Client& user, std::string_view line) {
-    if (trim(line).empty()) return;
+    const std::string_view text = trim(line);
+    if (text.empty()) return;
     Lock lock(chat.mutex);
     sender.wait_for_space(lock);
     if (user.closing) return;
-    if (line.starts_with('/')) return run_command(lock, user, line.substr(1));
+    if (text.starts_with("//")) {
+        line = text.substr(1);
+    } else if (text.starts_with('/')) {
+        return run_command(lock, user, text.substr(1));
+    }
     if (chat.blocked.contains(user.key)) return divert(lock, user, line);
     say(lock, user, "SAY", line);
 }
@@ -1475,7 +1482,7 @@ bool in_public(const Client& user) { return user.room == &public_room(); }
 Client* find(const Lock& lock, Client& user, std::string_view name) {
     const auto found = chat.by_name.find(fold(name));
     if (found != chat.by_name.end()) return found->second;
-    error(lock, user, "Nobody here is called ", name, ". /who tells who is in the room.");
+    error(lock, user, "Nobody here is called ", name, ".");
     return nullptr;
 }
 
@@ -1561,6 +1568,7 @@ void ignore(Lock& lock, Client& user, std::string_view rest) {
     const Client* target = find(lock, user, rest);
     if (target == nullptr) return;
     if (target == &user || is_operator(*target)) return error(lock, user, "Not yourself, and not the server.");
+    if (target->admin) return error(lock, user, "The admin cannot be ignored.");
     chat.ignorers[target->key].push_back(&user);
     info(lock, user, "You no longer hear ", target->name, ". The same command undoes it.");
 }
@@ -1666,6 +1674,15 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
     if (!room.owner.empty()) end_room(lock, room);
 }
 
+// Returns whether the user gives a command for the second time within ten seconds; else warns, and asks for that.
+bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
+    if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
+    user.asked_again = command;
+    user.ask_limit = Clock::now() + 10s;
+    info(lock, user, warning, " To do it, type the same again within ten seconds.");
+    return false;
+}
+
 void shut_down(const Client& user) {
     log_event(concat("shutdown by ", user.name, "."));
     stop_request->set();
@@ -1681,8 +1698,8 @@ void shut_down_by_code(Lock& lock, Client& user, std::string_view code) {
 }
 
 void close_room(Lock& lock, Client& user, std::string_view /*rest*/) {
-    if (in_public(user)) return shut_down(user);
-    empty_room(lock, *user.room, user, "closed");
+    if (!in_public(user)) return empty_room(lock, *user.room, user, "closed");
+    if (confirmed(lock, user, "close", "That shuts the server down, for everyone in all rooms.")) shut_down(user);
 }
 
 void reset(Lock& lock, Client& user, std::string_view /*rest*/) {
@@ -1864,7 +1881,7 @@ void help(Lock& lock, Client& user, std::string_view rest) {
         form.resize(std::max<std::size_t>(form.size(), 24), ' ');
         info(lock, user, form, " ", command.does);
     }
-    info(lock, user, "What does not begin with / is said to the room.");
+    info(lock, user, "What does not begin with / is said to the room; //text says /text.");
 }
 
 // Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
@@ -1898,11 +1915,15 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     if (command == nullptr) return suggest(lock, user, name);
     if (command->speaks && chat.blocked.contains(user.key)) return divert(lock, user, concat("/", line));
     if (!command->right.holds(user)) {
+        if (command->run == kick && in_public(user)) return error(lock, user, "Only the admin can disconnect people.");
         return error(lock, user, "Only ", command->right.whose, " may use ", form_of(*command),
                      "; /help lists what you are allowed to use.");
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
-    if (count_words(rest) < count_words(needed)) return error(lock, user, "The form is: ", form_of(*command));
+    const bool too_much = command->arguments.empty() && !trim(rest).empty();
+    if (too_much || count_words(rest) < count_words(needed)) {
+        return error(lock, user, "The form is: ", form_of(*command));
+    }
     try {
         command->run(lock, user, trim(rest));
     } catch (const std::runtime_error& problem) {  // of a file, while the mutex was released

@@ -327,6 +327,10 @@ TEST(Close, ByTheAdminFollowsTheRule) {
     EXPECT_TRUE(any_contains(answers_to(alice, "/rooms"), " lab 0 server ")) << "the server's rooms stay";
     settle({&admin, &bob});
     admin.send_line("/close");
+    admin.expect_next(
+        "INFO That shuts the server down, for everyone in all rooms. To do it, type the same again within");
+    settle({&alice, &bob});
+    admin.send_line("/close");
     for (Peer* peer : {&alice, &bob, &admin})
         EXPECT_EQ(peer->expect_eof().back(), "BYE SHUTDOWN The server shuts down.");
     EXPECT_EQ(server.wait_exit(), 0);
@@ -359,6 +363,7 @@ TEST(Kick, OfWhomItIsNotForHasItsAnswer) {
                            {"/kick bob now", "ERR Nobody here is called bob now."},
                            {"/kick admin", "ERR That is the admin."},
                            {"/kick server", "ERR That is the operator, at the server's own terminal."}});
+    expect_answers(bob, {{"/kick alice", "ERR Only the admin can disconnect people."}});
     go(admin, "/leave");
     for (const std::string command : {"/kick", "/fire", "/out"}) {
         expect_answers(admin, {{command, "ERR The form is: " + command + " NAME"},
@@ -415,9 +420,10 @@ TEST(Rights, AreRefusedToThoseWithoutThem) {
         answers.emplace_back(command, refused("the admin", command + " NAME"));
     }
     expect_answers(alice, answers);  // an owner
-    answers.emplace_back("/kick alice", refused("the room's owner", "/kick NAME"));
     answers.emplace_back("/close", refused("the room's owner", "/close"));
+    answers.emplace_back("/kick alice", "ERR Only the admin can disconnect people.");
     expect_answers(bob, answers);  // in public
+    answers.back().second = refused("the room's owner", "/kick NAME");
     go(bob, "/join den");
     expect_answers(bob, answers);  // a member
 }
@@ -469,6 +475,7 @@ TEST(Operator, MayDoAllThatTheAdminMay) {
     EXPECT_EQ(admin.expect_eof().back(), "BYE KICK You were kicked by server.");
     type("/reset", "-- Everyone is in public");
     alice.expect_next("INFO The room was reset by server.");
+    type("/close", "That shuts the server down, for everyone in all rooms. To do it, type the same again");
     type("/close", "the server has shut down.");
     EXPECT_EQ(server.wait_exit(), 0);
 }

@@ -302,9 +302,24 @@ TEST(Commands, AreNotSaidAndTheirNamesHaveNoCase) {
                            {"/Echo Hi", "ECHO Hi"},
                            {"/nonsense", "ERR There is no command /nonsense;"},
                            {"/", "ERR There is no command /;"},
-                           {"//who", "ERR There is no command //who;"},
-                           {" /who", "SAY alice  /who"}});
-    EXPECT_EQ(bob.lines_until_echo(), Lines{"SAY alice  /who"});
+                           {"  /who", "WHO public 2 alice bob"},
+                           {"\t/echo  Hi ", "ECHO Hi"},
+                           {"/ who", "ERR There is no command /;"}});
+    EXPECT_EQ(bob.lines_until_echo(), Lines{});
+}
+
+TEST(Commands, AreSaidAfterASecondSlash) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob");
+    alice.expect("JOIN bob");
+    expect_answers(alice, {{"//etc/passwd", "SAY alice /etc/passwd"},
+                           {"  //quit", "SAY alice /quit"},
+                           {"///", "SAY alice //"},
+                           {"not /who", "SAY alice not /who"}});
+    EXPECT_EQ(bob.lines_until_echo(),
+              (Lines{"SAY alice /etc/passwd", "SAY alice /quit", "SAY alice //", "SAY alice not /who"}));
+    alice.send_line("/help");
+    EXPECT_TRUE(contains(alice.lines_until_echo().back(), "//text says /text"));
 }
 
 TEST(Commands, GivenInTheWrongFormAreExplained) {
@@ -320,6 +335,11 @@ TEST(Commands, GivenInTheWrongFormAreExplained) {
                            {"/fire", "ERR The form is: /fire NAME"},
                            {"/ban", "ERR The form is: /ban NAME-OR-ADDRESS"},
                            {"/unban", "ERR The form is: /unban NAME-OR-ADDRESS"},
+                           {"/time now", "ERR The form is: /time"},
+                           {"/rooms den", "ERR The form is: /rooms"},
+                           {"/close den", "ERR The form is: /close"},
+                           {"/reset all", "ERR The form is: /reset"},
+                           {"/quit  bye", "ERR The form is: /quit"},
                            {"/ban not-a-name", "ERR That is neither an address nor a name that can be banned."},
                            {"/unban 1.2.3", "ERR That is neither an address nor a name that can be banned."}});
 }
@@ -409,7 +429,7 @@ TEST(PrivateMessage, ThatCannotBeDeliveredIsToldSo) {
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     alice.expect("JOIN bob");
     expect_answers(alice, {{"/reply hello", "ERR Nobody has sent you"},
-                           {"/msg nobody hello", "ERR Nobody here is called nobody"},
+                           {"/msg nobody hello", "ERR Nobody here is called nobody."},
                            {"/msg alice note to myself", "MSG alice alice note to myself"},
                            {"/reply another", "MSG alice alice another"}});
     bob.send_line("/msg alice bye");
@@ -460,7 +480,10 @@ TEST(Ignore, IsForOthersWhoAreHere) {
     alice.lines_until_echo();
     expect_answers(alice, {{"/ignore alice", "ERR Not yourself"},
                            {"/ignore server", "ERR Not yourself, and not the server."},
-                           {"/ignore nobody", "ERR Nobody here is called nobody"}});
+                           {"/ignore nobody", "ERR Nobody here is called nobody."}});
+    const Peer admin = admin_of(server);
+    alice.expect("JOIN admin");
+    expect_answers(alice, {{"/ignore ADMIN", "ERR The admin cannot be ignored."}});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
