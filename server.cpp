@@ -1348,12 +1348,21 @@ bool reject(Client& client, std::string_view last_line, std::string_view reason)
     return false;
 }
 
-// Asks for a password until check() finds no problem with the answer. False: the connection is to end.
+// Returns the answer to a question; nothing if it is empty, which goes back, or if the connection is to end.
+std::optional<std::string> ask(Client& client, std::string_view question) {
+    tell(client, concat(question, " An empty line goes back."));
+    std::optional<std::string> answer = read_line(client);
+    if (!answer || !answer->empty()) return answer;
+    if (!client.name.empty()) tell(client, "INFO Your password is as it was.");
+    return std::nullopt;
+}
+
+// Asks for a password until check() finds no problem with the answer. False: there is none, or the connection is to
+// end.
 template <typename Check>
 bool ask_password(Client& client, std::string_view question, Check check) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
-        tell(client, concat("PASS ", question));
-        const std::optional<std::string> given = read_line(client);
+        const std::optional<std::string> given = ask(client, concat("PASS ", question));
         if (!given) return false;
         const std::string_view problem = check(*given);
         if (problem.empty()) return !client.closing;
@@ -1368,8 +1377,7 @@ bool ask_password(Client& client, std::string_view question, Check check) {
 // stored, and the client knows why.
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     while (true) {
-        tell(client, concat("NEWPASS A new password for ", name, "? It needs 8 characters or more."));
-        const std::optional<std::string> given = read_line(client);
+        const auto given = ask(client, concat("NEWPASS A new password for ", name, "? 8 characters to 256 bytes."));
         if (!given) return false;
         if (count_characters(*given) < min_password || given->size() > max_password) {
             tell_error(client, "A password has at least 8 characters, and at most 256 bytes.");
@@ -1403,7 +1411,8 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
-// be had: a password that was sent ahead must not become a name (promise 7). False: the connection is to end.
+// be had: a password that was sent ahead must not become a name (promise 7). False: another name is to be asked for, or
+// the connection is to end.
 bool authenticate(Client& client, std::string_view name) {
     if (same_name(name, "admin")) {
         return ask_password(client, "The admin's password?", [&](const std::string& given) {
