@@ -129,12 +129,14 @@ struct Client {
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
     std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
     std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
+    std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
     // Guarded by chat.mutex.
     std::string claimed_name;           // with which it tries to log in
     std::string name;                   // empty until it is logged in; its own thread may read it without the mutex
     std::string key;                    // the name, folded
     bool admin = false;                 // the admin, or the operator
     Room* room = nullptr;               // null before the login is complete, and while closing
+    std::time_t since = 0;              // when it logged in
     std::optional<long> correspondent;  // the id of whoever sent it the last private message
     std::string asked_again;            // the command that it has to give once more, and
     Clock::time_point ask_limit;        // until when: see confirmed()
@@ -155,6 +157,7 @@ struct Room {
     std::string creator;
     std::time_t created;
     std::string owner = {};             // empty: nobody, in public and in the rooms that the server made
+    std::string topic = {};             // what it is about; may be empty
     std::vector<Client*> members = {};  // in the order in which they came
     std::deque<Said> history = {};
 };
@@ -644,6 +647,7 @@ std::optional<std::string> read_line(Client& client) {
         if (!line) break;
         throttle(client);
         if (client.closing) break;
+        client.last_heard = Clock::now();
         client.waited_before += std::exchange(client.waited, {});
         client.warned = false;
         if (!line->too_long) return clean(line->text);
@@ -1083,11 +1087,18 @@ void turn_down(const Fd& socket, const std::string& reason) {
 // Each is a file of lines that people may edit by hand while the server runs, and that several servers may share: so
 // each login reads through the file. All of this blocks on the disk, and is called without chat.mutex.
 
-// Returns the name or address that a line of the ban list is about, folded; empty for a comment.
+// Returns the name, address or network that a line of the ban list is about, folded; empty for a comment.
 std::string ban_in(std::string_view line) {
     const std::string who(trim(line.substr(0, line.find('#'))));
     const std::string address = normal_address(who);
     return address.empty() ? fold(who) : address;
+}
+
+// Returns whether an entry of the ban list, as in ban_in(), is about a name (folded) or an address.
+bool is_about(const std::string& entry, const std::string& name_or_address) {
+    const std::size_t slash = entry.find('/');
+    if (slash == std::string::npos) return entry == name_or_address;
+    return entry == normal_address(name_or_address + entry.substr(slash));
 }
 
 // Returns the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if there is none.
@@ -1161,14 +1172,13 @@ class LineFile {
         return true;
     }
 
-    // Removes what a crash has left behind.
-    void clean_up() const {
-        try {
-            const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
-            unlink((target() + ".new").c_str());
-        } catch (const std::runtime_error& problem) {
-            log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
-        }
+    // Throws if the file cannot be changed, which makes it if it is not there yet; removes what a crash has left
+    // behind.
+    void check_writable() const {
+        const Fd locked = lock_file();
+        const std::string beside = target() + ".new";
+        const Fd file = create(beside);
+        unlink(beside.c_str());
     }
 
     std::string path;  // set before there are threads
@@ -1195,13 +1205,19 @@ class LineFile {
         throw std::runtime_error(name + " is locked by another program");
     }
 
+    // Whatever is there, left by a crash or as a trap, is neither written to nor followed.
+    [[nodiscard]] Fd create(const std::string& name) const {
+        unlink(name.c_str());
+        Fd file(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
+        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + name);
+        return file;
+    }
+
     // The new file is synced before it is renamed: a crash at any moment leaves the old one or the new (promise 5).
     // Once it is renamed it is in force, and no exception may say otherwise.
     void replace(std::string_view text) const {
         const std::string name = target(), beside = name + ".new";
-        unlink(beside.c_str());  // left by a crash, or a trap: it is neither written to nor followed
-        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
-        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
+        const Fd file = create(beside);
         while (!text.empty()) {
             const ssize_t written = write(file.get(), text.data(), text.size());
             if (written < 0 && errno != EINTR) throw_errno("write " + beside);
@@ -1225,7 +1241,18 @@ LineFile users_file("", 0600, account_in);  // no path: no accounts
 bool keeps_accounts() { return !users_file.path.empty(); }
 
 // Whether a name (folded) or an address is on the ban list.
-bool is_banned(const std::string& name_or_address) { return bans_file.find(name_or_address).has_value(); }
+bool is_banned(const std::string& name_or_address) {
+    bool banned = false;
+    bans_file.for_each_line([&](std::string_view line) { banned |= is_about(ban_in(line), name_or_address); });
+    return banned;
+}
+
+// Returns what is wrong with a line of the ban list; empty if nothing is.
+std::string ban_problem(std::string_view line, std::size_t number) {
+    const std::string entry = ban_in(line);
+    if (entry.empty() || valid_name(entry) || !normal_address(entry).empty()) return "";
+    return concat(bans_file.path, ", line ", std::to_string(number), ": no name, address or network; it bans nobody.");
+}
 
 // ---- 12. Logging in: names, passwords and codes -------------------------------------------------------
 // All secrets share one limit on wrong attempts, counted by network address, so that more connections or other
@@ -1453,6 +1480,7 @@ bool admit(Client& client, std::string_view name) {
     client.name = name;
     client.key = fold(name);
     client.admin = client.key == "admin";
+    client.since = std::time(nullptr);
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
     post(lock, client, concat("WELCOME ", name, " Welcome, ", name, ". ", hint));
     log_event(concat(name, " logged in from ", client.address, "."));
@@ -1507,21 +1535,45 @@ Client* find_target(const Lock& lock, Client& user, std::string_view name) {
     return problem == nullptr ? target : nullptr;
 }
 
-// Tells a client who is in a room, in as many lines as it takes, and who owns it.
-void post_members(const Lock& lock, Client& to, const Room& room) {
-    const std::string start = concat("WHO ", room.name, " ", std::to_string(room.members.size()));
+// Posts the names in a room in as many lines as it takes, each of which begins so; those who are blocked get the mark.
+void post_names(const Lock& lock, Client& to, const Room& room, const std::string& start, std::string_view mark) {
     std::string line = start;
     for (const Client* member : room.members) {
         (line += ' ') += member->name;
+        if (chat.blocked.contains(member->key)) line += mark;
         if (line.size() >= max_line) post(lock, to, std::exchange(line, start));
     }
     if (line != start || room.members.empty()) post(lock, to, line);
-    if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
 }
 
-void who(Lock& lock, Client& user, std::string_view /*rest*/) {
+// Tells a client who is in a room, who owns it, and what it is about.
+void post_members(const Lock& lock, Client& to, const Room& room) {
+    post_names(lock, to, room, concat("WHO ", room.name, " ", std::to_string(room.members.size())), "");
+    if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
+    if (!room.topic.empty()) post(lock, to, concat("TOPIC ", room.name, " ", room.topic));
+}
+
+// Tells where somebody is, and for how long; the admin also from where.
+void post_person(const Lock& lock, Client& to, const Client& person) {
+    if (is_operator(person)) return info(lock, to, "server is the operator, at the server's own terminal.");
+    const auto silence = Clock::now() - person.last_heard.load();
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(silence).count();
+    const char* mark = to.admin && chat.blocked.contains(person.key) ? "* (blocked)" : "";
+    info(lock, to, person.name, mark, " is in ", person.room->name, to.admin ? concat(", from ", person.address) : "",
+         ", connected since ", local_time(person.since, "%Y-%m-%d %H:%M:%S %Z"), ", silent for ",
+         seconds < 120 ? std::to_string(seconds) : std::to_string(seconds / 60),
+         seconds < 120 ? " seconds." : " minutes.");
+}
+
+void who(Lock& lock, Client& user, std::string_view whom) {
+    if (!whom.empty() && !same_name(whom, "all")) {
+        if (const Client* person = find(lock, user, whom)) post_person(lock, user, *person);
+        return;
+    }
     for (const Room& room : chat.rooms) {
-        if (&room == user.room || is_operator(user)) post_members(lock, user, room);
+        const std::string start = concat("INFO ", room.name, " (", std::to_string(room.members.size()), "):");
+        if (!whom.empty()) post_names(lock, user, room, start, user.admin ? "*" : "");
+        if (whom.empty() && (&room == user.room || is_operator(user))) post_members(lock, user, room);
     }
 }
 
@@ -1711,6 +1763,13 @@ void close_room(Lock& lock, Client& user, std::string_view /*rest*/) {
     if (confirmed(lock, user, "close", "That shuts the server down, for everyone in all rooms.")) shut_down(user);
 }
 
+void set_topic(Lock& lock, Client& user, std::string_view text) {
+    Room& room = *user.room;
+    room.topic = text;
+    sender.queue(lock, {Mail::say, room.number, nullptr, concat("TOPIC ", room.name, " ", text, "\n")});
+    log_line(room.name, concat("-- ", user.name, " sets the topic: ", text));
+}
+
 void reset(Lock& lock, Client& user, std::string_view /*rest*/) {
     for (auto next = chat.rooms.begin(); next != chat.rooms.end();) {
         Room& room = *next++;  // which may end
@@ -1747,10 +1806,10 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
     error(lock, user, "You are blocked: only the admin and the operator have seen that.");
 }
 
-// Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
+// Returns what may be banned as it is kept; empty, and the user is told, if it is no name, address or network.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
     std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
-    if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
+    if (target.empty()) error(lock, user, "That is neither a name that can be banned, nor an address or a network.");
     return target;
 }
 
@@ -1764,20 +1823,32 @@ bool change_unlocked(Lock& lock, LineFile& file, std::string_view who, const std
     return changed;
 }
 
+// After the ban of a name: says how to ban its address too.
+void tell_origin(const Lock& lock, Client& user, const Client& banned) {
+    const std::string origin = concat(banned.name, " came from ", banned.address);
+    if (banned.address == user.address) return info(lock, user, origin, ", as you do.");
+    info(lock, user, origin, ": /ban ", banned.address, " bans that too.");
+}
+
 void ban(Lock& lock, Client& user, std::string_view rest) {
     const std::string target = ban_target(lock, user, rest);
     if (target.empty()) return;
+    const std::string warning = concat("You come from ", user.address, " yourself, and could not log in again.");
+    if (is_about(target, user.address) && !confirmed(lock, user, "ban " + target, warning)) return;
     const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
     if (!change_unlocked(lock, bans_file, target, line)) return error(lock, user, target, " is banned already.");
     ++chat.bans_changed;
     std::vector<Client*> banned;
     for (const auto& [key, client] : chat.by_name) {
-        if (!client->admin && (key == fold(target) || client->address == target)) banned.push_back(client);
+        if (!client->admin && (key == fold(target) || is_about(target, client->address))) banned.push_back(client);
     }
     const std::string done = concat("banned by ", user.name, ".");
     log_event(concat(target, " was ", done));
     info(lock, user, target, " is banned. /unban undoes it.");
-    for (Client* client : banned) disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
+    for (Client* client : banned) {
+        if (client->key == fold(target)) tell_origin(lock, user, *client);
+        disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
+    }
 }
 
 void unban(Lock& lock, Client& user, std::string_view rest) {
@@ -1791,16 +1862,19 @@ void unban(Lock& lock, Client& user, std::string_view rest) {
 // However long the list is, it goes out only as fast as the client takes it.
 void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
-    std::size_t count = 0;
+    std::size_t number = 0, count = 0, wrong = 0;
     bans_file.for_each_line([&](std::string_view line) {
+        ++number;
         if (ban_in(line).empty()) return;
-        ++count;
+        const std::string problem = ban_problem(line, number);
+        ++(problem.empty() ? count : wrong);
         Lock held(chat.mutex);
-        info(held, user, clean(line));
+        info(held, user, problem.empty() ? clean(line) : problem);
         wait_until_taken(held, user);
     });
     lock.lock();
-    info(lock, user, "Bans: ", std::to_string(count), ".");
+    info(lock, user, "Bans: ", std::to_string(count), wrong > 0 ? ". Lines that ban nobody: " : "",
+         wrong > 0 ? std::to_string(wrong) : "", ".");
 }
 
 void unregister(Lock& lock, Client& user, std::string_view rest) {
@@ -1836,7 +1910,7 @@ struct Command {
 
 constexpr Command commands[] = {
     {"help", "[COMMAND]", everyone, help, "lists what you are allowed to use, or explains one", "/help msg"},
-    {"who", "", everyone, who, "lists who is in the room, and who owns it", "/who"},
+    {"who", "[NAME]", everyone, who, "lists who is in the room; with all, in every room; or where NAME is", "/who bob"},
     {"rooms", "", everyone, rooms, "lists the rooms", "/rooms"},
     {"create", "NAME [CODE]", clients, create, "makes a room that you own", "/create den 12345"},
     {"join", "ROOM [CODE]", clients, join, "goes to a room, by name or number", "/join den 12345"},
@@ -1855,6 +1929,7 @@ constexpr Command commands[] = {
      "/shutdown 12345"},
     {"kick", "NAME", owner, kick, "moves NAME out of your room; in public, disconnects NAME", "/kick bob"},
     {"close", "", owner, close_room, "closes your room; in public, shuts the server down", "/close"},
+    {"topic", "[TEXT]", owner, set_topic, "says what the room is about; without TEXT, no more", "/topic page 12", true},
     {"fire", "NAME", admin, fire, "disconnects NAME", "/fire bob"},
     {"out", "NAME", admin, out, "brings NAME back to public", "/out bob"},
     {"ban", "NAME-OR-ADDRESS", admin, ban, "disconnects for good", "/ban 192.168.1.7"},
@@ -2166,14 +2241,22 @@ std::string choose_admin_password() {
     return "as set in " + (path.empty() ? "CHAT_ADMIN_PASSWORD" : path);
 }
 
-// Tells of lines that are no accounts, which stay as they are. Throws if a file cannot be read.
+// Tells of lines that are no bans or accounts, which stay as they are. Throws if a file cannot be read, or that of the
+// accounts cannot be changed.
 void check_files() {
-    bans_file.clean_up();
-    bans_file.for_each_line([](std::string_view /*line*/) {});
-    if (!keeps_accounts()) return;
-    users_file.clean_up();
-    choose_hash_method();
+    try {
+        if (std::filesystem::exists(bans_file.path)) bans_file.check_writable();
+    } catch (const std::runtime_error& problem) {
+        log_event(concat("warning: ", bans_file.path, " cannot be changed: ", problem.what()));
+    }
     std::size_t number = 0;
+    bans_file.for_each_line([&](std::string_view line) {
+        const std::string problem = ban_problem(line, ++number);
+        if (!problem.empty()) log_event(problem);
+    });
+    if (!keeps_accounts()) return;
+    choose_hash_method();
+    number = 0;
     users_file.for_each_line([&](std::string_view line) {
         ++number;
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
@@ -2181,6 +2264,7 @@ void check_files() {
         const std::string line_number = std::to_string(number);
         log_event(concat(users_file.path, ", line ", line_number, ": no account, not \"NAME:HASH\"; it is kept."));
     });
+    users_file.check_writable();
 }
 
 void make_first_rooms() {

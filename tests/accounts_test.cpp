@@ -426,6 +426,14 @@ TEST(AccountsFile, ThatCannotBeReadAtTheStartEndsIt) {
     server.wait_error("server: read " + directory.path().string() + ": EISDIR");
 }
 
+TEST(AccountsFile, ThatCannotBeWrittenAtTheStartEndsIt) {
+    TempDir directory;
+    const std::string file = directory.path() / "missing" / "users.txt";
+    Process server(server_path(), {.args = {"--port", "0", "--users", file}});
+    EXPECT_EQ(server.wait_exit(), 1);
+    EXPECT_TRUE(server.errors().starts_with("server: open " + file + ": ENOENT (")) << server.errors();
+}
+
 TEST(AccountsFile, ThatCannotBeWrittenRegistersNobodyAndHarmsNobodyElse) {
     Home home;
     Server server(home.options());

@@ -268,6 +268,86 @@ TEST(Rooms, MadeAtTheStartNeedGoodNames) {
     }
 }
 
+TEST(Topic, IsToldToMembersAndToWhoeverEnters) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
+    go(alice, "/create den");
+    go(bob, "/join den");
+    settle({&alice, &carol});
+    alice.send_line("/topic  task 3, page 12 ");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next(re("^TOPIC den task 3, page 12$"));
+    EXPECT_EQ(answers_to(carol, "/join den").at(3), "TOPIC den task 3, page 12");
+    EXPECT_EQ(answers_to(bob, "/who").back(), "TOPIC den task 3, page 12");
+    settle({&alice, &bob});
+    alice.send_line("/topic");
+    for (Peer* peer : {&alice, &bob, &carol}) peer->expect_next(re("^TOPIC den $"));
+    EXPECT_FALSE(any_contains(answers_to(bob, "/who"), "TOPIC"));
+    EXPECT_TRUE(contains(log_of(server), "den -- alice sets the topic: task 3, page 12\n"));
+}
+
+TEST(Topic, IsTheOwnersAndInPublicTheAdminsAndTheOperators) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    settle({&alice, &bob});
+    const std::string refused = "ERR Only the room's owner may use /topic [TEXT];";
+    expect_answers(bob, {{"/topic mine", refused}});
+    admin.send_line("/topic by the admin");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the admin");
+    server.write("/topic by the operator\n");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the operator");
+    go(alice, "/create den");
+    go(bob, "/join den");
+    expect_answers(bob, {{"/topic mine", refused}});
+    settle({&alice});
+    admin.send_line("/block alice");
+    admin.expect("INFO What alice says");
+    expect_answers(alice, {{"/topic rude", "ERR You are blocked"}});
+    EXPECT_EQ(bob.lines_until_echo(), Lines{});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Who is where
+
+TEST(Who, OfAllListsEveryRoomAndMarksTheBlockedForTheAdmin) {
+    Server server({.args = {"--rooms", "lab"}});
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    go(alice, "/create den 12345");
+    expect_answers(admin, {{"/block bob", "INFO What bob says"}});
+    EXPECT_EQ(answers_to(alice, "/who all"),
+              (Lines{"INFO public (2): bob admin", "INFO lab (0):", "INFO den (1): alice"}));
+    EXPECT_EQ(answers_to(admin, "/who ALL").front(), "INFO public (2): bob* admin");
+    EXPECT_EQ(answers_to(admin, "/who"), Lines{"WHO public 2 bob admin"}) << "names alone, for programs";
+    server.write("/who all\n");
+    server.wait_output("-- public (2): bob* admin\n");
+}
+
+TEST(Who, OfANameTellsWhereAndForHowLongAndTheAdminFromWhere) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    go(bob, "/create den");
+    settle({&alice});
+    const std::string since = "connected since [0-9-]{10} [0-9:]{8} [^ ]+, silent for [0-9] seconds\\.$";
+    alice.send_line("/who BOB");
+    alice.expect_next(re("^INFO bob is in den, " + since));
+    expect_answers(admin, {{"/block bob", "INFO What bob says"}});
+    admin.send_line("/who bob");
+    admin.expect_next(re("^INFO bob\\* \\(blocked\\) is in den, from 127\\.0\\.0\\.1, " + since));
+    expect_answers(alice, {{"/who nobody", "ERR Nobody here is called nobody."},
+                           {"/who server", "INFO server is the operator, at the server's own terminal."}});
+    server.write("/who alice\n");
+    server.wait_output(re("-- alice is in public, from 127.0.0.1, " + since));
+    const auto silent_for_a_second = [&] {  // what was not a line does not count
+        bob.send_raw("x");
+        alice.send_line("/who bob");
+        return !contains(alice.expect(starts("INFO bob is in den")), "silent for 0 seconds");
+    };
+    EXPECT_TRUE(eventually(silent_for_a_second));
+    bob.send_line("");
+    bob.lines_until_echo();
+    alice.send_line("/who bob");
+    alice.expect_next(re("silent for 0 seconds\\.$"));
+}
+
 TEST(Codes, AreSeenByMembersAlone) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
@@ -760,7 +840,7 @@ std::set<std::string> commands_in(const Lines& help) {
 
 const std::set<std::string> for_users{"help",  "who",  "rooms", "create", "join", "leave", "me",   "msg",
                                       "reply", "time", "quote", "ignore", "echo", "quit",  "exit", "shutdown"};
-const std::set<std::string> for_owners{"kick", "close"};
+const std::set<std::string> for_owners{"kick", "close", "topic"};
 const std::set<std::string> for_admins{"unregister", "fire",  "out",     "ban",  "unban",
                                        "bans",       "block", "unblock", "reset"};
 
@@ -812,7 +892,7 @@ TEST(Help, NamesTheNearestOfWhatOneMayUse) {
     expect_answers(alice, {{"/jion den", "ERR There is no command /jion; did you mean /join ROOM [CODE]?"},
                            {"/ROMS", "ERR There is no command /ROMS; did you mean /rooms?"},
                            {"/craete den", "ERR There is no command /craete; did you mean /create NAME [CODE]?"},
-                           {"/whoo", "ERR There is no command /whoo; did you mean /who?"},
+                           {"/whoo", "ERR There is no command /whoo; did you mean /who [NAME]?"},
                            {"/blok bob", "ERR There is no command /blok; /help lists them."},
                            {"/nonsense", "ERR There is no command /nonsense; /help lists them."}});
     expect_answers(admin, {{"/blok bob", "ERR There is no command /blok; did you mean /block NAME?"}});
