@@ -19,7 +19,6 @@
 #endif
 #include <getopt.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #ifdef __GLIBC__
@@ -29,6 +28,7 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
+#include <random>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -41,9 +41,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
-// =========================================================================================================
-// Part A: the chat
-// =========================================================================================================
+// ==== Part A: the chat ===================================================================================
 
 // ---- 1. Limits ----------------------------------------------------------------------------------------
 // Options are set by main() before any thread starts, and only read afterwards. docs/design.md says why each limit is
@@ -145,11 +143,6 @@ struct Client {
     std::thread thread;
 };
 
-struct Said {
-    std::string key;   // of the speaker
-    std::string line;  // as it is shown to whoever enters
-};
-
 struct Room {
     int number;
     std::string name;
@@ -159,7 +152,7 @@ struct Room {
     std::string owner = {};             // empty: nobody, in public and in the rooms that the server made
     std::string topic = {};             // what it is about; may be empty
     std::vector<Client*> members = {};  // in the order in which they came
-    std::deque<Said> history = {};
+    std::deque<std::pair<std::string, std::string>> history = {};  // key of the speaker, line for whoever enters
 };
 
 struct Chat {
@@ -179,7 +172,6 @@ Chat chat;
 Client operator_client{Fd(), "the server's terminal"};  // the person there, by the name "server"
 
 bool is_operator(const Client& client) { return &client == &operator_client; }
-
 Room& public_room() { return chat.rooms.front(); }
 
 bool ignores(const Lock& /*held*/, const Client& client, const std::string& key) {
@@ -303,7 +295,12 @@ class Sender {
     // Takes the mail. Waits until there is some, or until a full socket takes more. False: stop.
     bool collect() {
         Lock lock(chat.mutex);
-        for (Client* client : news_) report(lock, *client);
+        for (Client* client : news_) {  // tells the others, and its own thread, what has become of what it was sent
+            const Outbox& out = client->outbox;
+            if (out.problem != nullptr) drop(lock, *client, out.problem);
+            client->released = out.releasing && out.unsent.empty();
+            client->changed.notify_all();
+        }
         news_.clear();
         asleep_ = mail_.empty();
         if (asleep_) idle_.notify_all();
@@ -321,14 +318,6 @@ class Sender {
         said_bytes_ = mail_bytes_ = 0;
         space_.notify_one();
         return !stopping_;
-    }
-
-    // Tells the others, and the client's own thread, what has become of what was to be sent.
-    static void report(const Lock& lock, Client& client) {
-        const Outbox& out = client.outbox;
-        if (out.problem != nullptr) drop(lock, client, out.problem);
-        client.released = out.releasing && out.unsent.empty();
-        client.changed.notify_all();
     }
 
     void deliver(const Mail& mail) {
@@ -470,7 +459,7 @@ class Sender {
     std::unordered_map<int, Audience> rooms_;  // by number
     std::vector<int> spoken_in_;               // rooms with a text
     std::vector<Client*> in_hand_;             // clients to whom something is to be sent
-    std::vector<Client*> news_;                // clients to be told of in report()
+    std::vector<Client*> news_;                // clients of whom collect() has something to tell
     bool several_talk_ = false;
     Clock::time_point round_;  // when this round began: a clock read for each client would take a tenth of the time
     Clock::time_point retry_;  // when full sockets are tried again
@@ -482,10 +471,18 @@ Sender sender;
 // To say something is to queue it once for the whole room, under the mutex: so everyone sees the same lines in the same
 // order, the speaker included (promise 1). Any thread may call these; none blocks. docs/protocol.md has the lines.
 
+template <typename Part>
+auto text_of(const Part& part) {
+    if constexpr (std::is_integral_v<Part>)
+        return std::to_string(part);
+    else
+        return std::string_view(part);
+}
+
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
     std::string text;
-    ((text += parts), ...);
+    ((text += text_of(parts)), ...);
     return text;
 }
 
@@ -539,8 +536,8 @@ void enter(const Lock& lock, Client& client, Room& room) {
          concat("ROOM ", fields, " You are in ", room.name, ". Its code: ", or_else(room.code, "NO CODE"),
                 ". Its owner: ", or_else(room.owner, "none"), "."));
     post_members(lock, client, room);
-    for (const Said& said : room.history) {
-        if (!ignores(lock, client, said.key)) post(lock, client, said.line);
+    for (const auto& [key, line] : room.history) {
+        if (!ignores(lock, client, key)) post(lock, client, line);
     }
 }
 
@@ -651,7 +648,7 @@ std::optional<std::string> read_line(Client& client) {
         client.waited_before += std::exchange(client.waited, {});
         client.warned = false;
         if (!line->too_long) return clean(line->text);
-        tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
+        tell_error(client, concat("That line was longer than ", max_line, " bytes, and was not sent."));
     }
     quit(Lock(chat.mutex), client, "BYE QUIT You ended the connection.", "left.");
     return std::nullopt;
@@ -884,9 +881,7 @@ void run() {
     log_event("the server has shut down.");
 }
 
-// =========================================================================================================
-// Part B: what people rely on
-// =========================================================================================================
+// ==== Part B: what people rely on ========================================================================
 
 // ---- 8. The log ---------------------------------------------------------------------------------------
 // Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue, and a
@@ -916,8 +911,8 @@ class Log {
             if (waiting_.empty()) break;
             changed_.wait_for(lock, 20ms, [&] { return stopping_; });  // more may come for the same write()
             const std::string text = std::exchange(waiting_, {});
-            const std::string lost = std::to_string(std::exchange(lost_, 0));
-            if (lost != "0") add(lock, "-", concat("-- here ", lost, " lines are missing."));
+            const std::size_t lost = std::exchange(lost_, 0);
+            if (lost > 0) add(lock, "-", concat("-- here ", lost, " lines are missing."));
             lock.unlock();
             write_all(wrapped(text, screen_width()));
             lock.lock();
@@ -1002,8 +997,7 @@ void warn(const Lock& lock, Client& client) {
     client.waited = silence_limit(client) / 2;
     const auto left = std::chrono::ceil<std::chrono::seconds>(client.waited).count();
     const bool moves = client.room != nullptr && !client.room->owner.empty();
-    if (client.room == nullptr)
-        return info(lock, client, "You have ", std::to_string(left), " seconds left to answer.");
+    if (client.room == nullptr) return info(lock, client, "You have ", left, " seconds left to answer.");
     info(lock, client, "You have said nothing for a while. Say something, or you will be ",
          moves ? "moved to public." : "disconnected.");
 }
@@ -1052,11 +1046,11 @@ void count_silence(Client& client, Clock::duration time) {
 std::string enlist(Client& client) {
     const Lock lock(chat.mutex);
     if (std::cmp_greater_equal(chat.connected.size(), options.max_clients)) {
-        return "The server is full: it takes " + std::to_string(options.max_clients) + " at once.";
+        return concat("The server is full: it takes ", options.max_clients, " at once.");
     }
     long& here = chat.connections[network_of(client.address)];
     if (options.max_per_ip > 0 && here >= options.max_per_ip) {
-        return "There are " + std::to_string(here) + " connections from your address already; no more are taken.";
+        return concat("There are ", here, " connections from your address already; no more are taken.");
     }
     ++here;
     chat.connected.insert(&client);
@@ -1119,32 +1113,33 @@ class LineFile {
     LineFile(std::string name, mode_t mode, std::string (*subject_in)(std::string_view))
         : path(std::move(name)), mode_(mode), subject_in_(subject_in) {}
 
-    // Calls see(line) for each line; there are none if there is no file yet. Throws if it cannot be read, and when the
-    // server is to stop meanwhile.
+    // Calls see(line, number) for each line; there are none if there is no file yet. Throws if it cannot be read, and
+    // when the server is to stop meanwhile.
     template <typename See>
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
         std::string text;                // read, and not yet a whole line
         std::array<char, 2048> bytes{};  // on the stack of each client's thread, which keeps what it has touched
+        std::size_t number = 0;
         for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
             text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
             std::size_t start = 0;
             for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-                see(std::string_view(text).substr(start, end - start));
+                see(std::string_view(text).substr(start, end - start), ++number);
             }
             text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (!text.empty()) see(text);
+        if (!text.empty()) see(text, ++number);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
     [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
         std::optional<std::string> found;
-        for_each_line([&](std::string_view line) {
+        for_each_line([&](std::string_view line, std::size_t /*number*/) {
             if (!found && subject_in_(line) == who) found = line;
         });
         return found;
@@ -1159,7 +1154,7 @@ class LineFile {
         const Fd locked = lock_file();
         std::optional<std::string> present;
         std::string text;
-        for_each_line([&](std::string_view other) {
+        for_each_line([&](std::string_view other, std::size_t /*number*/) {
             if (subject_in_(other) != who) {
                 (text += other) += '\n';
             } else if (!present) {
@@ -1172,10 +1167,9 @@ class LineFile {
         return true;
     }
 
-    // Throws if the file cannot be changed, which makes it if it is not there yet; removes what a crash has left
-    // behind.
+    // Throws if the file cannot be changed; removes what a crash has left behind.
     void check_writable() const {
-        const Fd locked = lock_file();
+        const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
         const std::string beside = target() + ".new";
         const Fd file = create(beside);
         unlink(beside.c_str());
@@ -1192,15 +1186,14 @@ class LineFile {
     // seconds, and throws then.
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
-        for (int tries = 0; tries < 500; ++tries) {
+        for (int tries = 0; tries < 500; ++tries, std::this_thread::sleep_for(10ms)) {
             Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
             if (!file) throw_errno("open " + name);
-            struct stat locked {};
-            struct stat there {};
-            const bool mine = flock(file.get(), LOCK_EX | LOCK_NB) == 0 && fstat(file.get(), &locked) == 0;
-            const bool is_there = stat(name.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
-            if (mine && is_there) return file;  // else another server has it, or has just replaced it
-            std::this_thread::sleep_for(10ms);
+            if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) continue;
+            struct stat locked {
+            }, there{};
+            const bool known = fstat(file.get(), &locked) == 0 && stat(name.c_str(), &there) == 0;
+            if (known && there.st_ino == locked.st_ino) return file;  // else another server has just replaced it
         }
         throw std::runtime_error(name + " is locked by another program");
     }
@@ -1243,15 +1236,16 @@ bool keeps_accounts() { return !users_file.path.empty(); }
 // Whether a name (folded) or an address is on the ban list.
 bool is_banned(const std::string& name_or_address) {
     bool banned = false;
-    bans_file.for_each_line([&](std::string_view line) { banned |= is_about(ban_in(line), name_or_address); });
+    bans_file.for_each_line(
+        [&](std::string_view line, std::size_t) { banned |= is_about(ban_in(line), name_or_address); });
     return banned;
 }
 
-// Returns what is wrong with a line of the ban list; empty if nothing is.
-std::string ban_problem(std::string_view line, std::size_t number) {
+constexpr std::string_view wrong_ban = ": no name, address or network; it bans nobody.";
+
+bool is_wrong_ban(std::string_view line) {
     const std::string entry = ban_in(line);
-    if (entry.empty() || valid_name(entry) || !normal_address(entry).empty()) return "";
-    return concat(bans_file.path, ", line ", std::to_string(number), ": no name, address or network; it bans nobody.");
+    return !entry.empty() && !valid_name(entry) && normal_address(entry).empty();
 }
 
 // ---- 12. Logging in: names, passwords and codes -------------------------------------------------------
@@ -1268,15 +1262,12 @@ constexpr std::string_view wrong_password = "That is not the password.";
 constexpr std::string_view address_banned = "BAN Your address is banned.";
 constexpr std::string_view name_banned = "BAN That name is banned.";
 
-// Returns a text that nobody can guess, each character as likely as any other. Throws if the system has no entropy.
+// Returns a text that nobody can guess, each character as likely as any other.
 std::string random_text(std::string_view alphabet, std::size_t length) {
+    std::random_device random;  // the system's own source
+    std::uniform_int_distribution<std::size_t> index(0, alphabet.size() - 1);
     std::string text;
-    while (text.size() < length) {
-        unsigned char byte = 0;
-        if (getentropy(&byte, 1) != 0) throw_errno("getentropy");
-        const std::size_t fair = 256 - 256 % alphabet.size();  // above it some would be likelier
-        if (byte < fair) text += alphabet[byte % alphabet.size()];
-    }
+    while (text.size() < length) text += alphabet[index(random)];
     return text;
 }
 
@@ -1548,7 +1539,7 @@ void post_names(const Lock& lock, Client& to, const Room& room, const std::strin
 
 // Tells a client who is in a room, who owns it, and what it is about.
 void post_members(const Lock& lock, Client& to, const Room& room) {
-    post_names(lock, to, room, concat("WHO ", room.name, " ", std::to_string(room.members.size())), "");
+    post_names(lock, to, room, concat("WHO ", room.name, " ", room.members.size()), "");
     if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
     if (!room.topic.empty()) post(lock, to, concat("TOPIC ", room.name, " ", room.topic));
 }
@@ -1556,13 +1547,10 @@ void post_members(const Lock& lock, Client& to, const Room& room) {
 // Tells where somebody is, and for how long; the admin also from where.
 void post_person(const Lock& lock, Client& to, const Client& person) {
     if (is_operator(person)) return info(lock, to, "server is the operator, at the server's own terminal.");
-    const auto silence = Clock::now() - person.last_heard.load();
-    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(silence).count();
+    const auto silence = std::chrono::floor<std::chrono::seconds>(Clock::now() - person.last_heard.load()).count();
     const char* mark = to.admin && chat.blocked.contains(person.key) ? "* (blocked)" : "";
     info(lock, to, person.name, mark, " is in ", person.room->name, to.admin ? concat(", from ", person.address) : "",
-         ", connected since ", local_time(person.since, "%Y-%m-%d %H:%M:%S %Z"), ", silent for ",
-         seconds < 120 ? std::to_string(seconds) : std::to_string(seconds / 60),
-         seconds < 120 ? " seconds." : " minutes.");
+         local_time(person.since, ", connected since %Y-%m-%d %H:%M:%S %Z, silent for "), silence, " seconds.");
 }
 
 void who(Lock& lock, Client& user, std::string_view whom) {
@@ -1571,7 +1559,7 @@ void who(Lock& lock, Client& user, std::string_view whom) {
         return;
     }
     for (const Room& room : chat.rooms) {
-        const std::string start = concat("INFO ", room.name, " (", std::to_string(room.members.size()), "):");
+        const std::string start = concat("INFO ", room.name, " (", room.members.size(), "):");
         if (!whom.empty()) post_names(lock, user, room, start, user.admin ? "*" : "");
         if (whom.empty() && (&room == user.room || is_operator(user))) post_members(lock, user, room);
     }
@@ -1640,11 +1628,11 @@ void quit_chat(Lock& lock, Client& user, std::string_view /*rest*/) {
 
 void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
     const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
-    post(lock, user, concat("ROOMS ", std::to_string(chat.rooms.size()), fields));
+    post(lock, user, concat("ROOMS ", chat.rooms.size(), fields));
     for (const Room& room : chat.rooms) {
         post(lock, user,
-             concat("LIST ", std::to_string(room.number), " ", room.name, " ", std::to_string(room.members.size()), " ",
-                    room.creator, " ", utc_time(room.created), " ", room.code.empty() ? "NO CODE" : "CODE"));
+             concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator, " ",
+                    utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
     }
 }
 
@@ -1682,9 +1670,8 @@ void join(Lock& lock, Client& user, std::string_view rest) {
     if (room == user.room) return error(lock, user, "You are in that room.");
     if (!room->code.empty() && !user.admin) {
         if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");
-        const auto problem =
-            check_secret(user, concat("room ", std::to_string(room->number)), "That is not the room's code.",
-                         [&] { return same_secret(code, room->code); });
+        const auto problem = check_secret(user, concat("room ", room->number), "That is not the room's code.",
+                                          [&] { return same_secret(code, room->code); });
         if (!problem.empty()) return error(lock, user, problem);
     }
     move(lock, user, *room, "left for another room.");
@@ -1862,19 +1849,17 @@ void unban(Lock& lock, Client& user, std::string_view rest) {
 // However long the list is, it goes out only as fast as the client takes it.
 void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
-    std::size_t number = 0, count = 0, wrong = 0;
-    bans_file.for_each_line([&](std::string_view line) {
-        ++number;
+    std::size_t count = 0, wrong = 0;
+    bans_file.for_each_line([&](std::string_view line, std::size_t number) {
         if (ban_in(line).empty()) return;
-        const std::string problem = ban_problem(line, number);
-        ++(problem.empty() ? count : wrong);
+        const bool is_wrong = is_wrong_ban(line);
+        ++(is_wrong ? wrong : count);
         Lock held(chat.mutex);
-        info(held, user, problem.empty() ? clean(line) : problem);
+        info(held, user, is_wrong ? concat(bans_file.path, ", line ", number, wrong_ban) : clean(line));
         wait_until_taken(held, user);
     });
     lock.lock();
-    info(lock, user, "Bans: ", std::to_string(count), wrong > 0 ? ". Lines that ban nobody: " : "",
-         wrong > 0 ? std::to_string(wrong) : "", ".");
+    info(lock, user, "Bans: ", count, wrong == 0 ? "." : concat(". Lines that ban nobody: ", wrong, "."));
 }
 
 void unregister(Lock& lock, Client& user, std::string_view rest) {
@@ -2078,9 +2063,9 @@ std::string answer_to(std::string_view datagram, int port) {
     const auto good = [](char c) { return is_letter(c) || is_digit(c); };
     if (nonce.empty() || nonce.size() > 32 || !std::all_of(nonce.begin(), nonce.end(), good)) return "";
     const Lock lock(chat.mutex);
-    const std::string people = std::to_string(chat.by_name.size() - 1);  // the operator is not counted
-    return concat(answer_word, " ", nonce, " ", std::to_string(port), " ", people,
-                  keeps_accounts() ? " password " : " open ", options.title);
+    const std::size_t people = chat.by_name.size() - 1;  // the operator is not counted
+    const char* login = keeps_accounts() ? "password" : "open";
+    return concat(answer_word, " ", nonce, " ", port, " ", people, " ", login, " ", options.title);
 }
 
 // The discovery thread: answers at most ten questions a second, from the address that the server is bound to.
@@ -2143,8 +2128,7 @@ using UsageError = std::invalid_argument;  // the command line is wrong
 // Returns an option's number. Throws a UsageError if it is none from low to high.
 long number_option(std::string_view name, std::string_view text, long low, long high) {
     if (const std::optional<long> number = parse_number(text, low, high)) return *number;
-    throw UsageError("--" + std::string(name) + " takes a number from " + std::to_string(low) + " to " +
-                     std::to_string(high) + ", not '" + std::string(text) + "'");
+    throw UsageError(concat("--", name, " takes a number from ", low, " to ", high, ", not '", text, "'"));
 }
 
 // Raises the limit on open files for the clients' sockets, and lowers max_clients to what it allows.
@@ -2213,8 +2197,7 @@ void read_options(int argc, char** argv) {
         value = optarg == nullptr ? "" : optarg;
         known[which].set();
     }
-    if (options.title.size() > max_title)
-        throw UsageError(concat("--title takes at most ", std::to_string(max_title), " bytes"));
+    if (options.title.size() > max_title) throw UsageError(concat("--title takes at most ", max_title, " bytes"));
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
 
@@ -2245,24 +2228,19 @@ std::string choose_admin_password() {
 // accounts cannot be changed.
 void check_files() {
     try {
-        if (std::filesystem::exists(bans_file.path)) bans_file.check_writable();
+        bans_file.check_writable();
     } catch (const std::runtime_error& problem) {
         log_event(concat("warning: ", bans_file.path, " cannot be changed: ", problem.what()));
     }
-    std::size_t number = 0;
-    bans_file.for_each_line([&](std::string_view line) {
-        const std::string problem = ban_problem(line, ++number);
-        if (!problem.empty()) log_event(problem);
+    bans_file.for_each_line([&](std::string_view line, std::size_t number) {
+        if (is_wrong_ban(line)) log_event(concat(bans_file.path, ", line ", number, wrong_ban));
     });
     if (!keeps_accounts()) return;
     choose_hash_method();
-    number = 0;
-    users_file.for_each_line([&](std::string_view line) {
-        ++number;
+    users_file.for_each_line([&](std::string_view line, std::size_t number) {
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
         if (good || trim(line).empty() || line.starts_with('#')) return;
-        const std::string line_number = std::to_string(number);
-        log_event(concat(users_file.path, ", line ", line_number, ": no account, not \"NAME:HASH\"; it is kept."));
+        log_event(concat(users_file.path, ", line ", number, ": no account, not \"NAME:HASH\"; it is kept."));
     });
     users_file.check_writable();
 }
@@ -2329,9 +2307,8 @@ int main(int argc, char** argv) {
         return 2;
     } catch (const std::system_error& error) {
         std::cerr << program << ": pthread_create: " << error_text(error.code().value()) << '\n';
-        return 1;
     } catch (const std::exception& error) {
         std::cerr << program << ": " << error.what() << '\n';
-        return 1;
     }
+    return 1;
 }

@@ -431,7 +431,7 @@ TEST(AccountsFile, ThatCannotBeWrittenAtTheStartEndsIt) {
     const std::string file = directory.path() / "missing" / "users.txt";
     Process server(server_path(), {.args = {"--port", "0", "--users", file}});
     EXPECT_EQ(server.wait_exit(), 1);
-    EXPECT_TRUE(server.errors().starts_with("server: open " + file + ": ENOENT (")) << server.errors();
+    EXPECT_TRUE(server.errors().starts_with("server: open " + file + ".new: ENOENT (")) << server.errors();
 }
 
 TEST(AccountsFile, ThatCannotBeWrittenRegistersNobodyAndHarmsNobodyElse) {
