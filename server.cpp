@@ -517,7 +517,7 @@ void say(const Lock& lock, const Client& from, std::string_view word, std::strin
         if (&room != from.room && !is_operator(from)) continue;
         sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n',
                             ignorers == chat.ignorers.end() ? std::vector<const Client*>() : ignorers->second});
-        room.history.push_back({from.key, in_history});
+        room.history.emplace_back(from.key, in_history);
         if (room.history.size() > history_lines) room.history.pop_front();
     }
     log_line(is_operator(from) ? "-" : from.room->name,
