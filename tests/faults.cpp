@@ -127,7 +127,8 @@ INSTEAD(int, open, (const char* path, int flags, ...)) {
     struct stat status {};
     const bool folder = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
     if (ordered(folder ? open_folder_call : open_call) > 0) return -1;
-    return real_open(path, flags, mode);
+    const int file = real_open(path, flags, mode);
+    return file;
 }
 
 INSTEAD(int, fsync, (int fd)) {
