@@ -118,8 +118,8 @@ INSTEAD(ssize_t, write, (int fd, const void* bytes, size_t count)) {
 }
 
 INSTEAD(int, open, (const char* path, int flags, ...)) {
-    using Open = int(const char*, int, ...);
-    static const auto real_open = reinterpret_cast<Open*>(dlsym(RTLD_NEXT, "open"));
+    using Open = int (*)(const char*, int, ...);
+    static const Open real_open = reinterpret_cast<Open>(dlsym(RTLD_NEXT, "open"));
     va_list arguments;
     va_start(arguments, flags);
     const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
@@ -127,8 +127,7 @@ INSTEAD(int, open, (const char* path, int flags, ...)) {
     struct stat status {};
     const bool folder = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
     if (ordered(folder ? open_folder_call : open_call) > 0) return -1;
-    const int file = real_open(path, flags, mode);
-    return file;
+    return real_open(path, flags, mode);
 }
 
 INSTEAD(int, fsync, (int fd)) {
