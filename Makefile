@@ -34,8 +34,9 @@ ifdef SANITIZE
 CHECKED  := -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -fsanitize-undefined-trap-on-error -Wno-uninitialized
 endif
 FLAGS    := -O2 -g $(WARNINGS) $(CXXFLAGS) $(CHECKED) -std=c++20 -pthread
-# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library.
-CRYPT    := $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
+# crypt(3), for the server's accounts, is in a library of its own, but on some systems in the C library. It is looked
+# for when the server is linked; CRYPT= on the command line spares that.
+CRYPT     = $(shell echo 'int main() {}' | $(CXX) -x c++ - -lcrypt -o /dev/null 2>/dev/null && echo -lcrypt)
 COMPILE  := $(CXX) $(FLAGS) -I. $(CPPFLAGS)
 LINK     := $(CXX) $(FLAGS) $(LDFLAGS)
 
@@ -60,13 +61,15 @@ $(B)/%.o: %.cpp $(B)/flags
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
 
-# Tests wait more than they work, and compile in half the time without optimisation.
+# Tests wait more than they work, and compile in half the time without optimisation; the harness searches megabytes.
+$(HELPER): UNOPTIMISED :=
+$(B)/tests/%.o: UNOPTIMISED := -O0
 $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
-	$(Q)$(COMPILE) -O0 $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(COMPILE) $(UNOPTIMISED) $(GTEST_CFLAGS) -MMD -MP -c $< -o $@
 
-$(TESTS) $(B)/tests/picture: %: %.o $(HELPER)
+$(TESTS) $(B)/tests/picture $(B)/tests/soak: %: %.o $(HELPER)
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(GTEST_LIBS) -o $@
 
@@ -105,6 +108,9 @@ run: all  ## join the chat on this machine; starts a server for it if none is th
 demo: all  ## let four clients talk through a server, without a terminal, and show what each saw
 	@sh tests/demo.sh ./$(SERVER) ./$(CLIENT)
 
+trace: all  ## run the server and show the socket calls of each thread; needs strace (PORT=12345, 0: any free one)
+	@sh tests/trace.sh ./$(SERVER) --port $(PORT)
+
 picture: all $(B)/tests/picture  ## draw the pictures in docs/images anew, from what the client shows
 	@mkdir -p docs/images
 	@$(TEST_ENV) $(B)/tests/picture docs/images
@@ -126,6 +132,34 @@ test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER=
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
 	@$(MAKE) --no-print-directory SANITIZE=thread B=build/tsan OUT=build/tsan/ test
+
+# What faults_test preloads into the server, to fail its system calls.
+$(B)/tests/faults_test: | $(B)/tests/libfaults.so
+$(B)/tests/libfaults.so: tests/faults.cpp tests/faults.hpp $(B)/flags
+	@echo "  compile  $<"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -fPIC -shared $< $(LDFLAGS) -o $@
+
+soak: all $(B)/tests/soak  ## everything at once on one server: prints what it uses, which must not grow (MINUTES=10)
+	@$(TEST_ENV) $(B)/tests/soak $(or $(SECONDS),$(shell expr 60 '*' $(or $(MINUTES),10)))
+
+# libFuzzer comes with clang, whatever compiles the rest. What it finds out is kept in build/fuzz/*.corpus.
+FUZZ := $(patsubst tests/fuzz/%.cpp,%,$(wildcard tests/fuzz/*.cpp))
+$(B)/fuzz/%: tests/fuzz/%.cpp tests/fuzz/fuzz.hpp common.hpp server.cpp client.cpp
+	@echo "  compile  $<"
+	@mkdir -p $@.corpus
+	$(Q)clang++ -O1 -g $(WARNINGS) -std=c++20 -pthread -I. -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=undefined $< $(CRYPT) -o $@
+
+fuzz: $(FUZZ:%=$(B)/fuzz/%)  ## feed every parser, and a whole server, with what libFuzzer makes up (SECONDS=120)
+	@for each in $(FUZZ); do \
+		echo "  fuzz     $$each"; \
+		$(B)/fuzz/$$each -len_control=0 -max_len=500 -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -timeout=60 -rss_limit_mb=3000 \
+			-detect_leaks=0 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(B)/fuzz/$$each- \
+			$(B)/fuzz/$$each.corpus tests/fuzz/seeds/$$each 2>$(B)/fuzz/$$each.log \
+			|| { tail -60 $(B)/fuzz/$$each.log; echo "make fuzz: $$each has failed"; exit 1; }; \
+		grep -E 'number_of_executed_units' $(B)/fuzz/$$each.log; \
+	done
 
 # ---- Measuring ----
 
@@ -193,4 +227,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo picture test sanitize bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE

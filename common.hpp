@@ -1,12 +1,5 @@
-// common.hpp: what the server and the client both need.
-//
-//   1. Errors        a failed system call, told by its name and errno
-//   2. Descriptors   Fd owns one; Wakeup gets a thread out of poll(); and a thread's name
-//   3. Text          UTF-8, and what must never reach a screen
-//   4. Lines         bytes from a stream, cut into lines
-//   5. Words         taking lines apart: words, numbers, names, times
-//   6. Addresses     a peer's address as text
-//   7. Discovery     the datagrams with which a client finds servers
+// common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
+// addresses and discovery.
 //
 // No function here keeps state of its own: each may be called from any thread. None blocks, but for resolve().
 
@@ -64,31 +57,15 @@ inline constexpr std::size_t max_server_line = 16384;  // the same from the serv
 
 // Returns an errno as its symbol and its text: "EADDRINUSE (Address already in use)".
 inline std::string error_text(int number) {
+#define SYMBOL(name) std::pair(name, #name)
     static constexpr std::pair<int, std::string_view> symbols[] = {
-        {EACCES, "EACCES"},
-        {EADDRINUSE, "EADDRINUSE"},
-        {EADDRNOTAVAIL, "EADDRNOTAVAIL"},
-        {EAGAIN, "EAGAIN"},
-        {ECONNABORTED, "ECONNABORTED"},
-        {ECONNREFUSED, "ECONNREFUSED"},
-        {ECONNRESET, "ECONNRESET"},
-        {EDQUOT, "EDQUOT"},
-        {EHOSTUNREACH, "EHOSTUNREACH"},
-        {EIO, "EIO"},
-        {EISDIR, "EISDIR"},
-        {EMFILE, "EMFILE"},
-        {ENETUNREACH, "ENETUNREACH"},
-        {ENFILE, "ENFILE"},
-        {ENOBUFS, "ENOBUFS"},
-        {ENOENT, "ENOENT"},
-        {ENOMEM, "ENOMEM"},
-        {ENOSPC, "ENOSPC"},
-        {ENOTDIR, "ENOTDIR"},
-        {EPERM, "EPERM"},
-        {EPIPE, "EPIPE"},
-        {EROFS, "EROFS"},
-        {ETIMEDOUT, "ETIMEDOUT"},
+        SYMBOL(EACCES),       SYMBOL(EADDRINUSE), SYMBOL(EADDRNOTAVAIL), SYMBOL(EAGAIN),      SYMBOL(ECONNABORTED),
+        SYMBOL(ECONNREFUSED), SYMBOL(ECONNRESET), SYMBOL(EDQUOT),        SYMBOL(EFBIG),       SYMBOL(EHOSTUNREACH),
+        SYMBOL(EIO),          SYMBOL(EISDIR),     SYMBOL(EMFILE),        SYMBOL(ENETUNREACH), SYMBOL(ENFILE),
+        SYMBOL(ENOBUFS),      SYMBOL(ENOENT),     SYMBOL(ENOMEM),        SYMBOL(ENOSPC),      SYMBOL(ENOTDIR),
+        SYMBOL(EPERM),        SYMBOL(EPIPE),      SYMBOL(EROFS),         SYMBOL(ETIMEDOUT),
     };
+#undef SYMBOL
     std::string symbol = "errno " + std::to_string(number);
     for (const auto& [known, name] : symbols) {
         if (known == number) symbol = name;
@@ -197,7 +174,6 @@ inline Character decode_utf8(std::string_view text) {
     return {code, length, true};
 }
 
-// Returns the number of characters in text.
 inline std::size_t count_characters(std::string_view text) {
     std::size_t count = 0;
     for (; !text.empty(); text.remove_prefix(decode_utf8(text).bytes)) ++count;
@@ -362,10 +338,7 @@ inline std::string_view take_word(std::string_view& text) {
 
 inline int count_words(std::string_view text) {
     int count = 0;
-    for (text = trim(text); !text.empty(); text = trim(text)) {
-        take_word(text);
-        ++count;
-    }
+    while (!text.empty()) count += take_word(text).empty() ? 0 : 1;
     return count;
 }
 
@@ -459,12 +432,11 @@ inline void set_option(const Fd& socket, int level, int option, int value) {
 // Makes the kernel detect within a minute or so that a peer has vanished without a word, its cable pulled: recv()
 // then fails. The names of these options differ, see tcp(7) and tcp(4).
 inline void watch_for_vanishing(const Fd& socket) {
-    set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
-#ifdef TCP_KEEPIDLE
-    set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, 30);
-#else
-    set_option(socket, IPPROTO_TCP, TCP_KEEPALIVE, 30);
+#ifndef TCP_KEEPIDLE
+#define TCP_KEEPIDLE TCP_KEEPALIVE
 #endif
+    set_option(socket, SOL_SOCKET, SO_KEEPALIVE, 1);  // asks, when nothing is on its way
+    set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, 30);
     set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, 10);
     set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
 #ifdef TCP_USER_TIMEOUT

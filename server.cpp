@@ -70,19 +70,21 @@ struct Options {
 
 Options options;
 
-constexpr int burst = 30;                       // lines that a client may send before the rate counts
-constexpr auto login_limit = 20s;               // for a client's answers during the login, however slowly they come
-constexpr std::size_t history_lines = 50;       // of a room, shown to whoever enters it
-constexpr std::size_t max_said = 256UL * 1024;  // bytes that may wait for the sender to pass them on to a room
-constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // the same, with what waits for one client alone
-constexpr std::size_t pause_backlog = 64UL * 1024;  // bytes that wait for a client: from here on its lines are not read
-constexpr std::size_t max_backlog = 1024UL * 1024;  // the same: from here on it is dropped
-constexpr auto max_stall = 10s;                     // in which a client for which some wait takes none: it is dropped
+// Of what a client sends:
+constexpr int burst = 30;          // lines before its rate counts
+constexpr auto login_limit = 20s;  // for its answers during the login, however slowly they come
+// Of what it is sent, in bytes:
+constexpr std::size_t max_said = 256UL * 1024;        // that may wait for the sender, to be passed on to rooms
+constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // that may wait for the sender at all
+constexpr std::size_t pause_backlog = 64UL * 1024;    // that wait for a client: from here on its lines are not read
+constexpr std::size_t max_backlog = 1024UL * 1024;    // the same: from here on it is dropped
+constexpr auto max_stall = 10s;                       // in which its socket takes nothing: then it is dropped
+constexpr std::size_t history_lines = 50;             // of a room, shown to whoever enters it
+// Of the time to end:
 constexpr auto close_limit = 2s;        // for a client to take its last lines, and as long to close its side
-constexpr auto shutdown_limit = 400ms;  // for all of them, when the server shuts down
+constexpr auto shutdown_limit = 400ms;  // for all of them to take theirs, when the server shuts down
 
-std::optional<Wakeup>
-    stop_request;  // opened by run(); once set, it ends the server: whoever waits in poll() watches it
+std::optional<Wakeup> stop_request;  // opened by run(); once set it ends the server: whoever waits in poll() watches it
 
 // Waits until the server is to stop, or the time is over; returns whether it is to stop. Any thread.
 bool wait_for_stop(std::chrono::milliseconds time) {
@@ -454,7 +456,7 @@ class Sender {
         poll(polled.data(), static_cast<nfds_t>(polled.size()), asleep_ ? a_second : 0);
         wakeup_->clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + 1s;
+        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         for (std::size_t i = 0; i < in_hand_.size(); ++i)
             in_hand_[i]->outbox.full = polled[i + 1].revents == 0 && !retry;
     }
@@ -820,18 +822,20 @@ class Acceptor {
 
     static Fd any_file() { return Fd(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
-    void start_thread(std::unique_ptr<Client> client) {
+    static void start_thread(std::unique_ptr<Client> client) {
         const std::string problem = enlist(*client);
         if (!problem.empty()) return turn_down(client->socket, problem);
+        Client& known = *client;
         try {
-            std::thread thread(serve, client.get());
-            Client* served = client.release();  // it is the thread's now, which waits in end_thread() for what follows
+            std::thread thread(serve, &known);
+            static_cast<void>(
+                client.release());  // it is the thread's now, which waits in end_thread() for what follows
             const Lock lock(chat.mutex);
-            served->thread = std::move(thread);
-            served->changed.notify_all();
+            known.thread = std::move(thread);
+            known.changed.notify_all();
         } catch (const std::system_error&) {
-            delist(Lock(chat.mutex), *client);
-            turn_down(client->socket, "The server cannot start another thread: try again later.");
+            delist(Lock(chat.mutex), known);
+            turn_down(known.socket, "The server cannot start another thread: try again later.");
         }
     }
 
@@ -904,18 +908,14 @@ void run() {
 class Log {
    public:
     // Logs what happened in a room; "-" is the server itself. Any thread. Never blocks.
-    void add(std::string_view room, std::string_view text) {
-        const Lock lock(mutex_);
-        add(lock, room, text);
-    }
+    void add(std::string_view room, std::string_view text) { add(Lock(mutex_), room, text); }
 
     // Logs what is the same for many, at most once a second for each cause. Any thread. Never blocks.
     void add_rejection(std::string_view who, const std::string& cause) {
         const Lock lock(mutex_);
-        const auto now = Clock::now();
-        const auto [entry, first] = rejections_.try_emplace(cause, now);
-        if (!first && now - entry->second < 1s) return;
-        entry->second = now;
+        Clock::time_point& last = rejections_[cause];
+        if (Clock::now() - last < std::chrono::seconds(1)) return;
+        last = Clock::now();
         add(lock, "-", concat("-- ", who, " ", cause));
     }
 
@@ -928,9 +928,9 @@ class Log {
             changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
             if (waiting_.empty()) break;
             changed_.wait_for(lock, gathering_time, [&] { return stopping_; });
-            if (lost_ > 0)
-                append("-", concat("-- here ", std::to_string(std::exchange(lost_, 0)), " lines are missing."));
             const std::string text = std::exchange(waiting_, {});
+            if (lost_ > 0)
+                add(lock, "-", concat("-- here ", std::to_string(std::exchange(lost_, 0)), " lines are missing."));
             lock.unlock();
             write_all(wrapped(text, screen_width()));
             lock.lock();
@@ -961,10 +961,6 @@ class Log {
             return;
         }
         if (waiting_.empty()) changed_.notify_all();
-        append(room, text);
-    }
-
-    void append(std::string_view room, std::string_view text) {
         const std::time_t now = std::time(nullptr);
         if (now != std::exchange(second_, now)) stamp_ = local_time(now, "%Y-%m-%d %H:%M:%S ");
         ((((waiting_ += stamp_) += room) += ' ') += text) += '\n';
@@ -1012,9 +1008,10 @@ void stop_log() { server_log.stop(); }
 // Each client's own thread keeps that client's deadlines, by the time that it has waited in recv(): so a password that
 // is being hashed, or a file that is slow, takes none of it.
 
-// How long the client may be silent from now on; 0 is for ever. During the login its time is that of all its answers.
+// How long the client may be silent from now on. During the login its time is that of all its answers.
 Clock::duration time_left(const Client& client) {
     if (client.name.empty()) return login_limit - client.waited;
+    if (options.idle == 0) return 24h;  // as good as for ever: it is looked at again then
     const Clock::duration limit = std::chrono::seconds(options.idle);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
@@ -1028,32 +1025,27 @@ void handle_silence(Client& client) {
     } else if (client.admin || (client.room != nullptr && client.room->owner == client.name)) {
         client.waited = {};
     } else if (!std::exchange(client.warned, true)) {
+        client.waited =
+            std::chrono::seconds(options.idle) / 2;  // however late this is: the process may have been stopped
         info(lock, client, "You have said nothing for a while. Say something, or you will be disconnected.");
     } else {
         quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
     }
 }
 
-// recv() returns EAGAIN after this time: SO_RCVTIMEO in socket(7).
-void set_receive_timeout(Client& client, Clock::duration time) {
-    if (time == client.receive_timeout) return;
-    client.receive_timeout = time;
+// Before recv(): makes it return EAGAIN when the client's time is over (SO_RCVTIMEO in socket(7)).
+void limit_receive(Client& client) {
+    const auto time = std::max<Clock::duration>(time_left(client), 1ms);
+    if (time == std::exchange(client.receive_timeout, time)) return;
     const auto microseconds = std::chrono::ceil<std::chrono::microseconds>(time).count();
     const timeval value{static_cast<time_t>(microseconds / 1000000), static_cast<suseconds_t>(microseconds % 1000000)};
     setsockopt(client.socket.get(), SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value);
 }
 
-// Before recv(): lets it return when the client's time is over. Its own thread, as the next one.
-void limit_receive(Client& client) {
-    const bool limited = client.name.empty() || options.idle > 0;
-    set_receive_timeout(client, limited ? std::max<Clock::duration>(time_left(client), 1ms) : 0s);
-}
-
 // After recv(), which has taken some time.
 void count_silence(Client& client, Clock::duration time) {
     client.waited += time;
-    const bool limited = client.name.empty() || options.idle > 0;
-    if (limited && !client.closing && time_left(client) <= 0s) handle_silence(client);
+    if (!client.closing && time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1065,11 +1057,11 @@ std::string enlist(Client& client) {
     if (std::cmp_greater_equal(chat.connected.size(), options.max_clients)) {
         return "The server is full: it takes " + std::to_string(options.max_clients) + " at once.";
     }
-    const long here = chat.connections[network_of(client.address)];
+    long& here = chat.connections[network_of(client.address)];
     if (options.max_per_ip > 0 && here >= options.max_per_ip) {
         return "There are " + std::to_string(here) + " connections from your address already; no more are taken.";
     }
-    ++chat.connections[network_of(client.address)];
+    ++here;
     chat.connected.insert(&client);
     static long last_id = 0;
     client.id = ++last_id;
@@ -1114,18 +1106,9 @@ std::string account_in(std::string_view line) {
 }
 
 // Returns the hash in such a line; empty if there is none that crypt(3) could have made, which locks the account.
-std::string hash_in(const std::string& line) {
+std::string hash_in(std::string_view line) {
     const std::size_t start = line.find(":$");
     return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
-}
-
-void write_whole(const Fd& file, std::string_view text, const std::string& path) {
-    while (!text.empty()) {
-        const ssize_t written = write(file.get(), text.data(), text.size());
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) throw_errno("write " + path);
-        text.remove_prefix(static_cast<std::size_t>(written));
-    }
 }
 
 class LineFile {
@@ -1138,20 +1121,28 @@ class LineFile {
     // server is to stop meanwhile.
     template <typename See>
     void for_each_line(See see) const {
-        errno = 0;
-        std::ifstream file(path);
+        const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        std::size_t number = 0;
-        for (std::string line; std::getline(file, line); see(line)) {
-            if (++number % 10000 == 0 && wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
+        std::string text;  // read, and not yet a whole line
+        std::array<char, 65536> bytes{};
+        for (ssize_t count = -1; count != 0;) {
+            count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
+            if (count < 0 && errno != EINTR) throw_errno("read " + path);
+            text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+            std::size_t start = 0;
+            for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
+                see(std::string_view(text).substr(start, end - start));
+            }
+            text.erase(0, start);
+            if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (!file.eof()) throw_errno("read " + path);
+        if (!text.empty()) see(text);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
     [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
         std::optional<std::string> found;
-        for_each_line([&](const std::string& line) {
+        for_each_line([&](std::string_view line) {
             if (!found && subject_in_(line) == who) found = line;
         });
         return found;
@@ -1163,33 +1154,27 @@ class LineFile {
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
         const Lock lock(changing_);
-        const Place place = lock_folder();
+        const Fd locked = lock_file();
         std::optional<std::string> present;
         std::string text;
-        const Fd file = create(place.beside);
-        for_each_line([&](const std::string& other) {
+        for_each_line([&](std::string_view other) {
             if (subject_in_(other) != who) {
                 (text += other) += '\n';
             } else if (!present) {
                 present = other;
             }
-            if (text.size() > 65536) write_whole(file, std::exchange(text, ""), place.beside);
         });
-        const bool accepted = accept(present);
-        if (accepted) {
-            if (!line.empty()) (text += line) += '\n';
-            write_whole(file, text, place.beside);
-            replace(file, place);
-        } else {
-            unlink(place.beside.c_str());
-        }
-        return accepted;
+        if (!accept(present)) return false;
+        if (!line.empty()) (text += line) += '\n';
+        replace(text);
+        return true;
     }
 
     // Removes what a crash has left behind.
     void clean_up() const {
         try {
-            unlink(lock_folder().beside.c_str());
+            const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
+            unlink((target() + ".new").c_str());
         } catch (const std::runtime_error& problem) {
             log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
         }
@@ -1198,41 +1183,44 @@ class LineFile {
     std::string path;  // set before there are threads
 
    private:
-    struct Place {
-        Fd folder;           // locked: as long as it is open, no other server changes a file there
-        std::string target;  // where links lead
-        std::string beside;  // the new file, until it is renamed
-    };
-
-    // Blocks for up to five seconds while another process holds the lock: flock(2). Throws if it keeps it.
-    [[nodiscard]] Place lock_folder() const {
-        const auto target = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
-        const std::string parent = target.parent_path();
-        Fd folder(open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        if (!folder) throw_errno("open " + parent);
-        for (int tries = 0; flock(folder.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-            if (tries == 500 || (errno != EWOULDBLOCK && errno != EINTR)) throw_errno("flock " + parent);
-            std::this_thread::sleep_for(10ms);
-        }
-        return {std::move(folder), target, target.string() + ".new"};
+    [[nodiscard]] std::string target() const {  // where links lead
+        return std::filesystem::weakly_canonical(std::filesystem::absolute(path));
     }
 
-    // Whatever lies there was left by a crash, or is a trap: it is neither written to nor followed.
-    [[nodiscard]] Fd create(const std::string& beside) const {
-        unlink(beside.c_str());
-        Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
-        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
-        return file;
+    // Locks the file against other servers, for as long as what is returned is open: flock(2). Blocks for up to five
+    // seconds. Throws if another process keeps the lock.
+    [[nodiscard]] Fd lock_file() const {
+        const std::string name = target();
+        for (int tries = 0; tries < 500; ++tries) {
+            Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
+            if (!file) throw_errno("open " + name);
+            struct stat locked {};
+            struct stat there {};
+            const bool mine = flock(file.get(), LOCK_EX | LOCK_NB) == 0 && fstat(file.get(), &locked) == 0;
+            const bool is_there = stat(name.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
+            if (mine && is_there) return file;  // else another server has it, or has just replaced it
+            std::this_thread::sleep_for(10ms);
+        }
+        throw std::runtime_error(name + " is locked by another program");
     }
 
     // The new file is whole and synced before it is renamed: a crash at any moment leaves the old one or the new
     // (promise 5). Once it is renamed it is in force, and no exception may say otherwise.
-    static void replace(const Fd& file, const Place& place) {
-        if (fsync(file.get()) != 0) throw_errno("fsync " + place.beside);
-        if (rename(place.beside.c_str(), place.target.c_str()) != 0) throw_errno("rename " + place.beside);
-        if (fsync(place.folder.get()) == 0) return;
-        log_event(concat("warning: ", place.target,
-                         " is changed, but may be the old one after a power failure: fsync: ", error_text(errno)));
+    void replace(std::string_view text) const {
+        const std::string name = target(), beside = name + ".new";
+        unlink(beside.c_str());  // left by a crash, or a trap: it is neither written to nor followed
+        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
+        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
+        while (!text.empty()) {
+            const ssize_t written = write(file.get(), text.data(), text.size());
+            if (written < 0 && errno != EINTR) throw_errno("write " + beside);
+            text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
+        }
+        if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
+        if (rename(beside.c_str(), name.c_str()) != 0) throw_errno("rename " + beside);
+        const Fd folder(open(std::filesystem::path(name).parent_path().c_str(), O_RDONLY | O_CLOEXEC));
+        if (folder && fsync(folder.get()) == 0) return;
+        log_event(concat("warning: ", name, " is changed, but its folder could not be synced: ", error_text(errno)));
     }
 
     mode_t mode_;
@@ -1291,36 +1279,25 @@ class AttemptLimiter {
     bool take(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
         const auto too_old = [now = Clock::now()](Clock::time_point time) { return now - time > attempt_window; };
-        std::erase_if(attempts_, [&](const auto& entry) { return too_old(entry.second.back()); });
-        for (const std::string& key : keys) {
-            std::deque<Clock::time_point>& times = attempts_[key];
-            while (!times.empty() && too_old(times.front())) times.pop_front();
-            times.push_back(Clock::now());
-            if (times.size() <= max_attempts) continue;
-            for (const std::string& counted : keys) {
-                remove_last(counted);
-                if (counted == key) return false;
-            }
-        }
+        for (auto& [key, times] : attempts_) std::erase_if(times, too_old);
+        std::erase_if(attempts_, [](const auto& entry) { return entry.second.empty(); });
+        const auto used_up = [&](const std::string& key) { return attempts_[key].size() >= max_attempts; };
+        if (std::any_of(keys.begin(), keys.end(), used_up)) return false;
+        for (const std::string& key : keys) attempts_[key].push_back(Clock::now());
         return true;
     }
 
     // Takes back the count of an attempt that was right.
     void give_back(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
-        for (const std::string& key : keys) remove_last(key);
+        for (const std::string& key : keys) {
+            if (!attempts_[key].empty()) attempts_[key].pop_back();
+        }
     }
 
    private:
-    void remove_last(const std::string& key) {
-        const auto entry = attempts_.find(key);
-        if (entry == attempts_.end()) return;
-        entry->second.pop_back();
-        if (entry->second.empty()) attempts_.erase(entry);
-    }
-
     std::mutex mutex_;
-    std::map<std::string, std::deque<Clock::time_point>> attempts_;  // when, by key; no entry stays empty
+    std::map<std::string, std::vector<Clock::time_point>> attempts_;  // when, by key
 };
 
 AttemptLimiter guesses, new_passwords;
@@ -1433,7 +1410,8 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::optional<std::string> account;
     const auto check = [&](const std::string& given) {
-        return users_file.find(user.key) ? check_password(user, user.name, given, account) : "";
+        const std::string_view problem = check_password(user, user.name, given, account);
+        return users_file.find(user.key) ? problem : "";
     };
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
@@ -1542,16 +1520,12 @@ Client* find(const Lock& lock, Client& user, std::string_view name) {
 Client* find_target(const Lock& lock, Client& user, std::string_view name) {
     Client* target = find(lock, user, name);
     if (target == nullptr) return nullptr;
-    if (target == &user) {
-        error(lock, user, "That is yourself.");
-    } else if (is_operator(*target)) {
-        error(lock, user, "That is the operator, at the server's own terminal.");
-    } else if (target->admin && !is_operator(user)) {
-        error(lock, user, "That is the admin.");
-    } else {
-        return target;
-    }
-    return nullptr;
+    const char* problem = nullptr;
+    if (target->admin && !is_operator(user)) problem = "That is the admin.";
+    if (is_operator(*target)) problem = "That is the operator, at the server's own terminal.";
+    if (target == &user) problem = "That is yourself.";
+    if (problem != nullptr) error(lock, user, problem);
+    return problem == nullptr ? target : nullptr;
 }
 
 // Tells a client who is in a room, in as many lines as it takes, and who owns it.
@@ -1595,9 +1569,7 @@ void echo(Lock& lock, Client& user, std::string_view rest) { post(lock, user, co
 void me(Lock& lock, Client& user, std::string_view rest) { say(lock, user, "ME", rest); }
 
 void private_message(const Lock& lock, Client& from, Client& to, std::string_view text) {
-    if (ignores(lock, to, from.key)) {
-        return error(lock, from, to.name, " has chosen not to hear you (/ignore).");
-    }
+    if (ignores(lock, to, from.key)) return error(lock, from, to.name, " has chosen not to hear you (/ignore).");
     const std::string line = concat("MSG ", from.name, " ", to.name, " ", text);
     post(lock, from, line);
     if (&to != &from) post(lock, to, line);
@@ -1611,12 +1583,11 @@ void msg(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void reply(Lock& lock, Client& user, std::string_view rest) {
-    const auto found = std::find_if(chat.by_name.begin(), chat.by_name.end(),
-                                    [&](const auto& entry) { return entry.second->id == user.correspondent; });
-    if (found != chat.by_name.end()) return private_message(lock, user, *found->second, rest);
-    error(lock, user,
-          !user.correspondent ? "Nobody has sent you a private message yet."
-                              : "Whoever sent you the last private message has left.");
+    if (!user.correspondent) return error(lock, user, "Nobody has sent you a private message yet.");
+    for (const auto& [key, client] : chat.by_name) {
+        if (client->id == user.correspondent) return private_message(lock, user, *client, rest);
+    }
+    error(lock, user, "Whoever sent you the last private message has left.");
 }
 
 void ignore(Lock& lock, Client& user, std::string_view rest) {
@@ -1637,9 +1608,8 @@ void quit_chat(Lock& lock, Client& user, std::string_view /*rest*/) {
 }
 
 void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
-    post(lock, user,
-         concat("ROOMS ", std::to_string(chat.rooms.size()),
-                " rooms: number, name, members, creator, creation time, whether a code is needed"));
+    const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
+    post(lock, user, concat("ROOMS ", std::to_string(chat.rooms.size()), fields));
     for (const Room& room : chat.rooms) {
         post(lock, user,
              concat("LIST ", std::to_string(room.number), " ", room.name, " ", std::to_string(room.members.size()), " ",
@@ -1694,7 +1664,6 @@ void leave_room(Lock& lock, Client& user, std::string_view /*rest*/) {
     move(lock, user, public_room(), "left the room.");
 }
 
-// Brings a client back to the public room.
 void move_to_public(const Lock& lock, Client& user, Client& target, std::string_view done) {
     const std::string by = concat(done, " by ", user.name, ".");
     info(lock, target, "You were ", by);
@@ -1702,17 +1671,12 @@ void move_to_public(const Lock& lock, Client& user, Client& target, std::string_
     info(lock, user, target.name, " was ", done, ".");
 }
 
-// Disconnects a client; word is KICK or BAN.
-void disconnect_by(const Lock& lock, Client& target, const Client& by, std::string_view word, std::string_view done) {
-    disconnect(lock, target, concat("BYE ", word, " You were ", done, " by ", by.name, "."),
-               concat("was ", done, " by ", by.name, "."));
-}
-
 void fire(Lock& lock, Client& user, std::string_view rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
     info(lock, user, target->name, " was disconnected.");
-    disconnect_by(lock, *target, user, "KICK", "kicked");
+    const std::string done = concat("kicked by ", user.name, ".");
+    disconnect(lock, *target, "BYE KICK You were " + done, "was " + done);
 }
 
 void kick(Lock& lock, Client& user, std::string_view rest) {
@@ -1726,9 +1690,7 @@ void kick(Lock& lock, Client& user, std::string_view rest) {
 void out(Lock& lock, Client& user, std::string_view rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
-    if (in_public(*target)) {
-        return error(lock, user, target->name, " is in public; /fire disconnects.");
-    }
+    if (in_public(*target)) return error(lock, user, target->name, " is in public; /fire disconnects.");
     move_to_public(lock, user, *target, "moved out");
 }
 
@@ -1799,11 +1761,9 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
 
 // Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
-    std::string address = normal_address(std::string(text));
-    if (!address.empty()) return address;
-    if (can_be_shut_out(text)) return std::string(text);
-    error(lock, user, "That is neither an address nor a name that can be banned.");
-    return "";
+    const std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
+    if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
+    return target;
 }
 
 // Adds a line about somebody to a file, or removes the one there is if `line` is empty. Returns false if there is one
@@ -1826,9 +1786,10 @@ void ban(Lock& lock, Client& user, std::string_view rest) {
     for (const auto& [key, client] : chat.by_name) {
         if (!client->admin && (key == fold(target) || client->address == target)) banned.push_back(client);
     }
-    log_event(concat(target, " was banned by ", user.name, "."));
+    const std::string done = concat("banned by ", user.name, ".");
+    log_event(concat(target, " was ", done));
     info(lock, user, target, " is banned. /unban undoes it.");
-    for (Client* client : banned) disconnect_by(lock, *client, user, "BAN", "banned");
+    for (Client* client : banned) disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
 }
 
 void unban(Lock& lock, Client& user, std::string_view rest) {
@@ -1843,7 +1804,7 @@ void unban(Lock& lock, Client& user, std::string_view rest) {
 void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::size_t count = 0;
-    bans_file.for_each_line([&](const std::string& line) {
+    bans_file.for_each_line([&](std::string_view line) {
         if (ban_in(line).empty()) return;
         ++count;
         Lock held(chat.mutex);
@@ -1863,75 +1824,59 @@ void unregister(Lock& lock, Client& user, std::string_view rest) {
 
 void help(Lock& lock, Client& user, std::string_view rest);  // comes later, as it needs the table
 
-enum class Right {
-    everyone,
-    client,   // not the operator, who has no connection and is always in public
-    account,  // a client whose password this server keeps
-    owner,    // of the room that one is in, or the admin
-    admin     // or the operator
+// Who may use a command. The operator is an admin, but no client: without a connection, and always in public.
+struct Right {
+    std::string_view whose;
+    bool (*holds)(const Client&);
 };
+
+constexpr Right everyone{"everyone", [](const Client&) { return true; }};
+constexpr Right clients{"a client", [](const Client& user) { return !is_operator(user); }};
+constexpr Right accounts{"somebody with an account",
+                         [](const Client& user) { return keeps_accounts() && !user.admin; }};
+constexpr Right owner{"the room's owner",
+                      [](const Client& user) { return user.admin || user.room->owner == user.name; }};
+constexpr Right admin{"the admin", [](const Client& user) { return user.admin; }};
 
 struct Command {
     std::string_view name, arguments;  // those in brackets may be left out
     Right right;
-    bool speaks;  // to others: not for a client that is blocked
     void (*run)(Lock&, Client&, std::string_view);
     std::string_view does, example;
+    bool speaks = false;  // to others: not for a client that is blocked
 };
 
 constexpr Command commands[] = {
-    {"help", "[COMMAND]", Right::everyone, false, help, "lists what you are allowed to use, or explains one",
-     "/help msg"},
-    {"who", "", Right::everyone, false, who, "lists who is in the room, and who owns it", "/who"},
-    {"rooms", "", Right::everyone, false, rooms, "lists the rooms", "/rooms"},
-    {"create", "NAME [CODE]", Right::client, false, create, "makes a room that you own", "/create den 12345"},
-    {"join", "ROOM [CODE]", Right::client, false, join, "goes to a room, by name or number", "/join den 12345"},
-    {"leave", "", Right::client, false, leave_room, "goes back to public", "/leave"},
-    {"me", "TEXT", Right::everyone, true, me, "says what you do", "/me waves"},
-    {"msg", "NAME TEXT", Right::everyone, true, msg, "sends TEXT to NAME alone", "/msg bob how are you?"},
-    {"reply", "TEXT", Right::everyone, true, reply, "answers the last private message", "/reply fine"},
-    {"ignore", "NAME", Right::client, false, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
-    {"time", "", Right::everyone, false, time_of_day, "tells the server's time", "/time"},
-    {"quote", "", Right::everyone, false, quote, "says something wise", "/quote"},
-    {"echo", "TEXT", Right::everyone, false, echo, "sends TEXT back to you alone", "/echo hello"},
-    {"quit", "", Right::client, false, quit_chat, "leaves the chat", "/quit"},
-    {"exit", "", Right::client, false, quit_chat, "leaves the chat", "/exit"},
-    {"password", "", Right::account, false, change_password, "changes your password", "/password"},
-    {"shutdown", "[CODE]", Right::everyone, false, shut_down_by_code,
-     "shuts the server down; all but the admin need the exit code", "/shutdown 12345"},
-    {"kick", "NAME", Right::owner, false, kick, "moves NAME out of your room; in public, disconnects NAME",
-     "/kick bob"},
-    {"close", "", Right::owner, false, close_room, "closes your room; in public, shuts the server down", "/close"},
-    {"fire", "NAME", Right::admin, false, fire, "disconnects NAME", "/fire bob"},
-    {"out", "NAME", Right::admin, false, out, "brings NAME back to public", "/out bob"},
-    {"ban", "NAME-OR-ADDRESS", Right::admin, false, ban, "disconnects for good", "/ban 192.168.1.7"},
-    {"unban", "NAME-OR-ADDRESS", Right::admin, false, unban, "removes from the ban list", "/unban bob"},
-    {"bans", "", Right::admin, false, bans, "shows the ban list", "/bans"},
-    {"unregister", "NAME", Right::admin, false, unregister, "ends NAME's account", "/unregister bob"},
-    {"block", "NAME", Right::admin, false, block, "lets only admin and operator hear NAME", "/block bob"},
-    {"unblock", "NAME", Right::admin, false, unblock, "lets NAME be heard again", "/unblock bob"},
-    {"reset", "", Right::admin, false, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
+    {"help", "[COMMAND]", everyone, help, "lists what you are allowed to use, or explains one", "/help msg"},
+    {"who", "", everyone, who, "lists who is in the room, and who owns it", "/who"},
+    {"rooms", "", everyone, rooms, "lists the rooms", "/rooms"},
+    {"create", "NAME [CODE]", clients, create, "makes a room that you own", "/create den 12345"},
+    {"join", "ROOM [CODE]", clients, join, "goes to a room, by name or number", "/join den 12345"},
+    {"leave", "", clients, leave_room, "goes back to public", "/leave"},
+    {"me", "TEXT", everyone, me, "says what you do", "/me waves", true},
+    {"msg", "NAME TEXT", everyone, msg, "sends TEXT to NAME alone", "/msg bob how are you?", true},
+    {"reply", "TEXT", everyone, reply, "answers the last private message", "/reply fine", true},
+    {"ignore", "NAME", clients, ignore, "hides what NAME says, or shows it again", "/ignore bob"},
+    {"time", "", everyone, time_of_day, "tells the server's time", "/time"},
+    {"quote", "", everyone, quote, "says something wise", "/quote"},
+    {"echo", "TEXT", everyone, echo, "sends TEXT back to you alone", "/echo hello"},
+    {"quit", "", clients, quit_chat, "leaves the chat", "/quit"},
+    {"exit", "", clients, quit_chat, "leaves the chat", "/exit"},
+    {"password", "", accounts, change_password, "changes your password", "/password"},
+    {"shutdown", "[CODE]", everyone, shut_down_by_code, "shuts the server down; all but the admin need the exit code",
+     "/shutdown 12345"},
+    {"kick", "NAME", owner, kick, "moves NAME out of your room; in public, disconnects NAME", "/kick bob"},
+    {"close", "", owner, close_room, "closes your room; in public, shuts the server down", "/close"},
+    {"fire", "NAME", admin, fire, "disconnects NAME", "/fire bob"},
+    {"out", "NAME", admin, out, "brings NAME back to public", "/out bob"},
+    {"ban", "NAME-OR-ADDRESS", admin, ban, "disconnects for good", "/ban 192.168.1.7"},
+    {"unban", "NAME-OR-ADDRESS", admin, unban, "removes from the ban list", "/unban bob"},
+    {"bans", "", admin, bans, "shows the ban list", "/bans"},
+    {"unregister", "NAME", admin, unregister, "ends NAME's account", "/unregister bob"},
+    {"block", "NAME", admin, block, "lets only admin and operator hear NAME", "/block bob"},
+    {"unblock", "NAME", admin, unblock, "lets NAME be heard again", "/unblock bob"},
+    {"reset", "", admin, reset, "ends all rooms and blocks, forgets what was said", "/reset"},
 };
-
-bool may_use(const Client& user, const Command& command) {
-    switch (command.right) {
-        case Right::everyone: return true;
-        case Right::client: return !is_operator(user);
-        case Right::account: return keeps_accounts() && !user.admin;
-        case Right::owner: return user.admin || (user.room->owner == user.name);
-        case Right::admin: return user.admin;
-    }
-    return false;
-}
-
-std::string_view whose_right(Right right) {
-    switch (right) {
-        case Right::owner: return "the room's owner";
-        case Right::admin: return "the admin";
-        case Right::account: return "somebody with an account";
-        default: return "a client";
-    }
-}
 
 const Command* find_command(std::string_view name) {
     for (const Command& command : commands) {
@@ -1952,7 +1897,7 @@ void help(Lock& lock, Client& user, std::string_view rest) {
         return info(lock, user, form_of(*command), " ", command->does, "; for example: ", command->example);
     }
     for (const Command& command : commands) {
-        if (!may_use(user, command)) continue;
+        if (!command.right.holds(user)) continue;
         std::string form = form_of(command);
         form.resize(std::max<std::size_t>(form.size(), 24), ' ');
         info(lock, user, form, " ", command.does);
@@ -1960,32 +1905,25 @@ void help(Lock& lock, Client& user, std::string_view rest) {
     info(lock, user, "What does not begin with / is said to the room.");
 }
 
-// Returns in how many places two words differ: letters too few, too many or wrong (the Levenshtein distance).
-std::size_t distance(std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), 0U);
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = std::exchange(row[0], i + 1);
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
-        }
-    }
-    return row.back();
+// Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
+std::size_t distance(std::string_view a, std::string_view b, std::size_t limit) {
+    if (limit == 0 || a.empty() || b.empty()) return std::min(limit, std::max(a.size(), b.size()));
+    const std::string_view a_rest = a.substr(1), b_rest = b.substr(1);
+    if (a[0] == b[0]) return distance(a_rest, b_rest, limit);
+    const auto differ = [&](auto x, auto y) { return distance(x, y, limit - 1); };
+    return 1 + std::min({differ(a_rest, b_rest), differ(a_rest, b), differ(a, b_rest)});
 }
 
 // For a command that there is not: names the nearest that the user may use.
 void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
-    const Command* nearest = nullptr;
+    std::string hint = "/help lists them.";
     std::size_t least = std::min<std::size_t>(3, mistyped.size());  // what is farther away was hardly meant
     for (const Command& command : commands) {
-        const std::size_t away = mistyped.size() > 20 ? 20 : distance(fold(mistyped), command.name);
-        if (away >= least || !may_use(user, command)) continue;
+        const std::size_t away = distance(fold(mistyped), command.name, least);
+        if (away >= least || !command.right.holds(user)) continue;
         least = away;
-        nearest = &command;
+        hint = concat("did you mean ", form_of(command), "?");
     }
-    const std::string hint = nearest == nullptr ? "/help lists them." : "did you mean " + form_of(*nearest) + "?";
     error(lock, user, "There is no command /", mistyped, "; ", hint);
 }
 
@@ -1997,8 +1935,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     const Command* command = find_command(name);
     if (command == nullptr) return suggest(lock, user, name);
     if (command->speaks && chat.blocked.contains(user.key)) return divert(lock, user, concat("/", line));
-    if (!may_use(user, *command)) {
-        return error(lock, user, "Only ", whose_right(command->right), " may use ", form_of(*command),
+    if (!command->right.holds(user)) {
+        return error(lock, user, "Only ", command->right.whose, " may use ", form_of(*command),
                      "; /help lists what you are allowed to use.");
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
@@ -2019,8 +1957,7 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
 void show_operator(std::string_view line) {
     const std::string_view word = take_word(line);
     if (word != "MSG") return log_event(line);
-    const std::string_view from = take_word(line);
-    const std::string_view to = take_word(line);
+    const std::string_view from = take_word(line), to = take_word(line);
     log_line("-", concat(from, " -> ", to, ": ", line));
 }
 
@@ -2068,9 +2005,7 @@ Fd open_datagram_socket(in_addr_t address, in_port_t port) {
     Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
     set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);  // several servers on one machine all hear a broadcast
-#ifdef SO_REUSEPORT
     set_option(socket, SOL_SOCKET, SO_REUSEPORT, 1);
-#endif
     sockaddr_in at{};
     at.sin_family = AF_INET;
     at.sin_port = htons(port);
@@ -2146,9 +2081,7 @@ constexpr const char* usage = R"( [OPTION]...
 Without a file, the environment's CHAT_ADMIN_PASSWORD is the admin's password; without that, one is made and printed.
 )";
 
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+using UsageError = std::invalid_argument;  // the command line is wrong
 
 // Returns an option's number. Throws a UsageError if it is none from low to high.
 long number_option(std::string_view name, std::string_view text, long low, long high) {
@@ -2175,10 +2108,9 @@ std::vector<std::string> room_names(std::string list) {
     std::vector<std::string> names;
     std::set<std::string> taken{"public"};
     for (std::string_view rest = trim(list); !rest.empty(); rest = trim(rest)) {
-        names.emplace_back(take_word(rest));
-        if (!valid_name(names.back()))
-            throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first");
-        if (!taken.insert(fold(names.back())).second) throw UsageError("--rooms: there is only one " + names.back());
+        const std::string& name = names.emplace_back(take_word(rest));
+        if (!valid_name(name)) throw UsageError("--rooms: a name is 3 to 12 letters and digits, a letter first");
+        if (!taken.insert(fold(name)).second) throw UsageError("--rooms: there is only one " + name);
     }
     return names;
 }
@@ -2230,46 +2162,40 @@ void read_options(int argc, char** argv) {
 
 // Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
 std::string choose_admin_password() {
+    const std::string& path = options.admin_password_file;
     std::string given;
-    std::string where = "as set in CHAT_ADMIN_PASSWORD";
     if (char* variable = std::getenv("CHAT_ADMIN_PASSWORD")) {
         given = variable;
         std::fill_n(variable, given.size(), '*');  // others may see what a process was started with: see proc(5)
         unsetenv("CHAT_ADMIN_PASSWORD");
     }
-    if (!options.admin_password_file.empty()) {
-        where = "as set in " + options.admin_password_file;
+    if (!path.empty()) {
+        std::ifstream file(path);
         given.clear();
-        std::ifstream file(options.admin_password_file);
-        std::string line;
-        if (std::getline(file, line)) given = trim(line);  // an editor may have ended the line with CR LF
-        if (given.empty()) throw_errno("read " + options.admin_password_file, "its first line is the password");
+        std::getline(file, given);
+        given = std::string(trim(given));  // an editor may have ended the line with CR LF
+        if (given.empty()) throw_errno("read " + path, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
-    if (!options.admin_password.empty()) return where;
-    return options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
-}
-
-std::string host_name() {
-    std::array<char, max_title> name{};
-    gethostname(name.data(), name.size() - 1);
-    return clean(name.data());
+    if (options.admin_password.empty())
+        return options.admin_password = random_text("abcdefghjkmnpqrstuvwxyz23456789", 12);
+    return "as set in " + (path.empty() ? "CHAT_ADMIN_PASSWORD" : path);
 }
 
 // Tells of lines that are no accounts, which stay as they are. Throws if a file cannot be read.
 void check_files() {
     bans_file.clean_up();
-    bans_file.for_each_line([](const std::string& /*line*/) {});
+    bans_file.for_each_line([](std::string_view /*line*/) {});
     if (!keeps_accounts()) return;
     users_file.clean_up();
     choose_hash_method();
     std::size_t number = 0;
-    users_file.for_each_line([&](const std::string& line) {
+    users_file.for_each_line([&](std::string_view line) {
         ++number;
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
         if (good || trim(line).empty() || line.starts_with('#')) return;
-        log_event(
-            concat(users_file.path, ", line ", std::to_string(number), ": no account, not \"NAME:HASH\"; it is kept."));
+        const std::string line_number = std::to_string(number);
+        log_event(concat(users_file.path, ", line ", line_number, ": no account, not \"NAME:HASH\"; it is kept."));
     });
 }
 
@@ -2283,15 +2209,20 @@ void make_first_rooms() {
     chat.by_name["server"] = &operator_client;
 }
 
-// Signals: Ctrl-C and SIGTERM shut down; a peer that is gone, or a terminal, is no reason to end.
+// Signals: Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer
+// that is gone, a full file or a job in the background is no reason to end.
 void handle_signals() {
-    struct sigaction action {};
-    action.sa_handler = [](int) { stop_request->set(); };
-    for (const int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
+    struct sigaction action {
+    }, before{};
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+        action.sa_handler = [](int) { stop_request->set(); };
+        sigaction(number, nullptr, &before);
+        if (before.sa_handler != SIG_IGN) sigaction(number, &action, nullptr);
+    }
     action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_handler = SIG_IGN;
-    for (const int number : {SIGPIPE, SIGHUP, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
+    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
 }
 
 // Does all that can fail before the server listens, and returns the admin's password, or where it was set. Throws.
@@ -2299,8 +2230,12 @@ std::string prepare() {
     handle_signals();
     prepare_descriptors();
     check_files();
-    const std::string password = choose_admin_password();
-    if (options.title.empty()) options.title = host_name();
+    std::string password = choose_admin_password();
+    if (options.title.empty()) {
+        std::array<char, max_title> host{};
+        gethostname(host.data(), host.size() - 1);
+        options.title = clean(host.data());
+    }
     options.exit_code = random_text("0123456789", 5);
     make_first_rooms();
     return password;

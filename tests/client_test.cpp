@@ -445,7 +445,7 @@ TEST(ClientEnds, WhenTheConnectionBreaks) {
     }
 }
 
-TEST(ClientEnds, WhenItsUserIsPutOffAndSaysWhy) {
+TEST(ClientEnds, WhenItsUserIsDisconnectedAndSaysWhy) {
     Server server;
     for (auto [command, why] : {std::pair{"/kick alice\n", "-- You were kicked by server.\n"},
                                 std::pair{"/ban alice\n", "-- You were banned by server.\n"}}) {

@@ -225,6 +225,8 @@ TEST(Address, IsUnderstoodInItsForms) {
         Process client(client_path(), with(form));
         client.write("/quit\n");
         EXPECT_EQ(client.wait_exit(), 0) << form[0];
+        server.wait_output("public -- alice left.");  // only then her name is free
+        server.mark();
     }
     Process wrong(client_path(), with({"127.0.0.1:http"}));
     EXPECT_EQ(wrong.wait_exit(), 2);
@@ -233,7 +235,7 @@ TEST(Address, IsUnderstoodInItsForms) {
 
 TEST(Address, OfIPv6) {
     NEED_NETWORK();
-    if (!has_address("::1")) GTEST_SKIP() << "there is no ::1 here";
+    need_address("::1");
     Server server({.args = {"--bind", "::1"}});
     Process client(client_path(), with({"[::1]:" + std::to_string(server.port()), "--name", "alice"}));
     client.write("/quit\n");
@@ -242,7 +244,7 @@ TEST(Address, OfIPv6) {
 
 TEST(Address, ThatDoesNotAnswerIsGivenUpAfterFiveSeconds) {
     NEED_NETWORK();
-    const Fd full(::socket(AF_INET, SOCK_STREAM, 0));  // its queue has no place: who knocks hears nothing
+    const Fd full(::socket(AF_INET, SOCK_STREAM, 0));  // its queue is full: whoever knocks hears nothing
     sockaddr_in address = address_of("127.0.0.1", 4713);
     auto* generic = reinterpret_cast<sockaddr*>(&address);
     ASSERT_EQ(bind(full.get(), generic, sizeof address), 0);

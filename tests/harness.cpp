@@ -22,6 +22,7 @@
 #include <iterator>
 #include <regex>
 #include <sstream>
+#include <tuple>
 
 extern char** environ;  // NOLINT(readability-redundant-declaration): some systems leave it to us
 
@@ -37,10 +38,14 @@ namespace {
 std::string printable(std::string_view bytes) {
     std::string result;
     for (char byte : bytes.substr(0, 400)) {
+        const bool control = (byte >= 0 && byte < ' ') || byte == 127;
+        if (!control) {
+            result += byte;
+            continue;
+        }
         char escape[8];
         std::snprintf(escape, sizeof escape, "\\x%02x", static_cast<unsigned char>(byte));
-        bool control = (byte >= 0 && byte < ' ') || byte == 127;
-        result += control ? escape : std::string(1, byte);
+        result += escape;
     }
     return bytes.size() > 400 ? result + "... (" + std::to_string(bytes.size()) + " bytes)" : result;
 }
@@ -60,6 +65,14 @@ Deadline::Deadline(double seconds, const char* file_, int line_) : file(file_), 
 int Deadline::left_ms() const {
     auto left = std::chrono::ceil<std::chrono::milliseconds>(at - Clock::now()).count();
     return static_cast<int>(std::clamp<decltype(left)>(left, 0, 1'000'000'000));
+}
+
+// GoogleTest takes this exception for one about what has been reported already.
+void skip(const std::string& why) {
+    const auto report = [&] { GTEST_SKIP() << why; };
+    report();
+    throw testing::AssertionException(
+        testing::TestPartResult(testing::TestPartResult::kSkip, nullptr, -1, why.c_str()));
 }
 
 Pattern::Pattern(const std::string& substring)
@@ -83,7 +96,7 @@ Pattern starts(const std::string& prefix) {
 }
 
 Transcript::~Transcript() {
-    bool failed = std::uncaught_exceptions() > 0 || testing::Test::HasFailure();
+    bool failed = (std::uncaught_exceptions() > 0 && !testing::Test::IsSkipped()) || testing::Test::HasFailure();
     if (failed && !told_ && !entries_.empty()) std::cerr << text();
 }
 
@@ -270,13 +283,22 @@ bool prepare_child(const Launch& launch, int in, int out, int err) {
     return true;
 }
 
+// Returns both ends of a pseudo-terminal: the test's, and the program's.
+std::pair<Descriptor, Descriptor> new_terminal() {
+    const int master = ::posix_openpt(O_RDWR | O_NOCTTY);
+    if (master < 0) skip(error_of("no terminal can be had here: posix_openpt"));
+    Descriptor test_end(master, "posix_openpt");
+    const char* name = ::grantpt(master) == 0 && ::unlockpt(master) == 0 ? ::ptsname(master) : nullptr;
+    const int slave = name != nullptr ? ::open(name, O_RDWR | O_NOCTTY) : -1;
+    if (slave < 0) skip(error_of("no terminal can be had here: open"));
+    return {std::move(test_end), Descriptor(slave, "open of a terminal")};
+}
+
 }  // namespace
 
 Process::Process(const std::string& program, const Launch& launch) : transcript_(program) {
     if (launch.terminal) {
-        in_ = Descriptor(::posix_openpt(O_RDWR | O_NOCTTY), "posix_openpt");
-        if (::grantpt(in_.get()) != 0 || ::unlockpt(in_.get()) != 0) throw Failure(error_of("grantpt"));
-        slave_ = Descriptor(::open(::ptsname(in_.get()), O_RDWR | O_NOCTTY), "open of a terminal");
+        std::tie(in_, slave_) = new_terminal();
         out_ = Descriptor(::dup(in_.get()), "dup");
         resize(*launch.terminal);
         in_.never_block();  // and with it out_
@@ -573,6 +595,10 @@ bool has_address(const std::string& address) {
     if (fd < 0) return false;
     Descriptor socket(fd, "socket");
     return ::bind(socket.get(), wanted.get(), wanted.size) == 0;
+}
+
+void need_address(const std::string& address) {
+    if (!has_address(address)) skip(address + " is no address of this machine");
 }
 
 Peer::Peer(Descriptor socket, std::string label) : transcript_(std::move(label)), socket_(std::move(socket)) {

@@ -45,10 +45,14 @@ struct Failure : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Ends the test as skipped, from however deep within it.
+[[noreturn]] void skip(const std::string& why);
+
 // Until when to wait, and which line of the test waits. A number of seconds converts to it; four times as
-// many are granted when CHATROOM_SLOW is set, as it is for programs slowed down by sanitizers.
+// many are granted when CHATROOM_SLOW is set, as it is for programs slowed down by sanitizers. Without a number it is
+// long enough for a busy machine: what comes in time costs none of it.
 struct Deadline {
-    Deadline(double seconds = 5, const char* file = __builtin_FILE(), int line = __builtin_LINE());
+    Deadline(double seconds = 20, const char* file = __builtin_FILE(), int line = __builtin_LINE());
     int left_ms() const;  // 0 when it has passed; what poll() takes
     bool passed() const { return left_ms() == 0; }
 
@@ -148,7 +152,8 @@ long thread_count(pid_t pid);
 long descriptor_count(pid_t pid);
 long resident_bytes(pid_t pid);
 
-bool has_address(const std::string& address);  // of this machine: ::1 and 127.0.0.2 may be missing, so GTEST_SKIP
+bool has_address(const std::string& address);           // of this machine: ::1 and 127.0.0.2 may be missing
+void need_address(const std::string& address);          // skips the test if it is
 inline const std::string second_address = "127.0.0.2";  // of this machine too; to the server it is another one
 std::string server_path();                              // CHATROOM_SERVER, else ./server
 std::string client_path();                              // CHATROOM_CLIENT, else ./client
@@ -182,7 +187,7 @@ class Process {
 
     void write(std::string_view bytes, Deadline until = {});  // to stdin or keyboard; blocks until it is taken
     void close_stdin();
-    void close_stdout();  // who reads the output is gone; with a terminal, nothing
+    void close_stdout();  // as if its reader were gone; with a terminal, nothing
     void signal(int number);
 
     // Wait until stdout (the screen), or stderr, has it since mark(), and return what was found. Throw at the
@@ -224,7 +229,8 @@ class Process {
     bool paused_ = false;
 };
 
-// A program on a terminal, 24 by 80 unless launch.terminal says otherwise.
+// A program on a terminal, 24 by 80 unless launch.terminal says otherwise. Where the system has no terminal to give, in
+// a chroot without /dev/pts say, the test is skipped.
 struct Pty : Process {
     explicit Pty(const std::string& program, Launch launch = {});
     void type(std::string_view bytes, Deadline until = {}) { write(bytes, until); }

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <functional>
+#include <future>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,21 @@ std::string failure_of(const std::function<void()>& act) {
         return failure.what();
     }
     return "no failure";
+}
+
+// Run by the next test alone.
+TEST(DISABLED_Skip, FromDeepWithin) {
+    const Process running("/bin/cat");
+    std::async(std::launch::async, [] { skip("there is no moon tonight"); }).get();
+    FAIL() << "it went on";
+}
+
+TEST(Skip, EndsTheTestAndPrintsNoTranscript) {
+    Process self(testing::internal::GetArgvs().at(0),
+                 {.args = {"--gtest_also_run_disabled_tests", "--gtest_filter=DISABLED_Skip.*"}});
+    EXPECT_EQ(self.wait_exit(), 0);
+    for (const char* part : {"there is no moon tonight", "[  SKIPPED ] 1 test"}) self.wait_output(part);
+    EXPECT_EQ(self.errors(), "");
 }
 
 TEST(Process, TalksThroughPipesUntilTheEndOfInput) {
@@ -268,7 +284,7 @@ TEST(Peer, MayComeFromAnotherAddress) {
         client.expect("six");
     }
     EXPECT_FALSE(has_address("192.0.2.1"));
-    if (!has_address("127.0.0.2")) GTEST_SKIP() << "127.0.0.2 is no address of this machine";
+    need_address("127.0.0.2");
     Pair pair({.from = "127.0.0.2"});
     EXPECT_EQ(pair.server.transcript().name, "accepted from 127.0.0.2");
 }

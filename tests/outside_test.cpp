@@ -366,7 +366,7 @@ TEST(ViaOption, NeedsACommand) {
     client.wait_error("--via takes a command");
 }
 
-TEST(ViaOption, IsNotForWhoGivesAHostToo) {
+TEST(ViaOption, ExcludesAHost) {
     Process client(client_path(), {.args = {"--via", "true", "127.0.0.1"}});
     EXPECT_EQ(client.wait_exit(), 2);
     client.wait_error("with --via it is the command that knows the host");

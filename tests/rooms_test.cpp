@@ -84,7 +84,7 @@ TEST(Rooms, AreListedWithAllButTheirCodes) {
     EXPECT_EQ(bob.lines_until_echo(), Lines{});
 }
 
-TEST(Rooms, TellWhoComesAllAboutThem) {
+TEST(Rooms, TellNewcomersAllAboutThem) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     settle({&alice});
@@ -172,7 +172,7 @@ TEST(Rooms, TellTheirMembersWhoComesAndGoesAndWhy) {
     come_and_go("was banned by admin.", [&](Peer&) { admin.send_line("/ban bob"); });
 }
 
-TEST(Rooms, PassToWhoHasBeenThereLongest) {
+TEST(Rooms, PassToTheMemberWhoHasBeenThereLongest) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
     go(alice, "/create den");
@@ -402,7 +402,7 @@ TEST(Admin, EntersEveryRoomFiresAndMovesOut) {
     EXPECT_EQ(answers_to(admin, "/who"), (Lines{"WHO den 1 admin", "OWNER admin owns den."}));
 }
 
-TEST(Rights, AreRefusedToWhoHasThemNot) {
+TEST(Rights, AreRefusedToThoseWithoutThem) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     go(alice, "/create den");
@@ -506,7 +506,7 @@ TEST(Block, HoldsThroughReconnectsUntilLiftedOrReset) {
     const Answers blocked{{"hello", "ERR You are blocked"}}, heard{{"hello", "SAY Alice hello"}};
     for (const char* lift : {"/unblock alice", "/reset"}) {
         settle({&admin});
-        admin.send_line("/block alice");  // who may be absent
+        admin.send_line("/block alice");  // she may be absent
         admin.expect("INFO What alice says");
         for (int i = 0; i < 2; ++i) {
             Peer alice(server.port(), "Alice");
@@ -543,7 +543,7 @@ TEST(Block, IsForNamesAndOnce) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Who is silent, and who has vanished
 
-TEST(Idle, EndsTheConnectionOfWhoSaysNothingButOwnersAndTheAdmin) {
+TEST(Idle, DisconnectsTheSilentButOwnersAndTheAdmin) {
     Server server({.args = {"--idle", "2"}});
     Peer admin = admin_of(server), owner(server.port(), "owner"), talker(server.port(), "talker");
     go(owner, "/create den");
@@ -648,7 +648,7 @@ TEST(ExitCode, EndsTheServerForAnybodyAnywhere) {
 }
 
 TEST(Secrets, ShareOneLimitOnWrongTries) {
-    if (!has_address(second_address)) GTEST_SKIP() << "this machine has no second address";
+    need_address(second_address);
     Server server;
     const std::string code = exit_code_of(server), wait = "ERR Too many attempts: wait a minute";
     Peer owner = from_second_address(server, "owner");

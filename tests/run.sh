@@ -63,5 +63,8 @@ for report in "$reports".*; do
     cat "$report"
 done
 
+for each in "$@"; do
+    awk '/: Skipped$/ { getline; print "skipped: " $0 }' "$each.log"
+done | sort | uniq -c
 if [ "$skipped" = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
 [ "$failed" = 0 ] && [ "$passed" != 0 ]

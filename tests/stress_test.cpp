@@ -1,5 +1,6 @@
-// Fifty clients that do whatever comes to their minds: what each of them gets is by the protocol, and nothing is left
-// of them. CHATROOM_STRESS_SECONDS says for how long (5), CHATROOM_STRESS_SEED repeats a run.
+// Fifty clients that do whatever comes to their minds, on a server that keeps accounts: what each of them gets is by
+// the protocol, and nothing is left of them. CHATROOM_STRESS_SECONDS says for how long (5), CHATROOM_STRESS_SEED
+// repeats a run.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "harness.hpp"
+#include "proof.hpp"
 
 using namespace harness;
 
@@ -149,7 +151,7 @@ class Person {
     // Connects again and again, until the time is over.
     void live(Clock::time_point until) {
         while (Clock::now() < until) {
-            Peer peer(server_.port(), PeerOptions{}, 30);
+            Peer peer(server_.port(), PeerOptions{.from = proof::address_of(number_)}, 30);
             Reader reader(protocol_);
             if (!log_in(peer, reader)) continue;
             while (Clock::now() < until && pick(100) > 0) {
@@ -164,6 +166,10 @@ class Person {
 
    private:
     int pick(int count) { return static_cast<int>(random_() % static_cast<unsigned>(count)); }
+
+    [[nodiscard]] std::string password() const {
+        return number_ == 0 ? server_.password() : "password " + std::to_string(number_);
+    }
 
     static std::string name(int number) { return number == 0 ? "admin" : "user" + std::to_string(number); }
 
@@ -192,16 +198,20 @@ class Person {
                                              "/out " + person,
                                              "/block " + person,
                                              "/unblock " + person,
-                                             pick(10) == 0 ? "/reset" : "/rooms"};
+                                             pick(10) == 0 ? "/reset" : "/rooms",
+                                             number_ == 0 ? "/time" : "/password\n" + password() + "\n" + password(),
+                                             "/unregister " + person,
+                                             pick(10) == 0 ? "/ban " + person : "/bans",
+                                             "/unban " + person};
         return lines[static_cast<std::size_t>(pick(static_cast<int>(lines.size())))];
     }
 
     // False while the server has not yet noticed the end of the connection that had the name before.
     bool log_in(Peer& peer, Reader& reader) {
         peer.send_line(name(number_), 30);
-        std::string word = read_to(peer, reader, {"WELCOME", "PASS", "ERR"});
-        if (word == "PASS") {
-            peer.send_line(server_.password(), 30);
+        std::string word = read_to(peer, reader, {"WELCOME", "PASS", "NEWPASS", "ERR"});
+        if (word == "PASS" || word == "NEWPASS") {
+            peer.send_line(password(), 30);
             word = read_to(peer, reader, {"WELCOME", "ERR"});
         }
         return word == "WELCOME";
@@ -212,7 +222,7 @@ class Person {
         std::string word;
         const auto is_last = [&](std::string_view line) {
             word = reader.read(std::string(line));
-            return words.contains(word) || word == "BYE" || word == "REFUSE";
+            return words.contains(word) || word == "BYE" || word == "REFUSE" || word == "BAN";
         };
         peer.expect(is_last, 30);
         return word;
@@ -226,7 +236,9 @@ class Person {
 
 // Of the server, while there is one client: threads, descriptors, and the answer to /rooms.
 std::vector<std::string> state_of(const Server& server, const std::string& name) {
-    Peer peer(server.port(), name.c_str());
+    Peer peer(server.port(), PeerOptions{}, 30);
+    peer.send_raw(name + "\nits password\n");  // a new one at first, the same afterwards
+    peer.expect(starts("WELCOME "), 30);
     peer.lines_until_echo();
     peer.send_line("/rooms");
     std::vector<std::string> state{peer.expect_next(starts("ROOMS "))};
@@ -239,21 +251,18 @@ std::vector<std::string> state_of(const Server& server, const std::string& name)
     return state;
 }
 
-unsigned from_environment(const char* name, unsigned otherwise) {
-    const char* value = std::getenv(name);
-    return value == nullptr ? otherwise : static_cast<unsigned>(std::stoul(value));
-}
-
 TEST(Stress, OfFiftyClientsLeavesNothingBehind) {  // promises 2 and 4, and the protocol
-    const unsigned seed = from_environment("CHATROOM_STRESS_SEED", std::random_device()());
+    const auto seed = static_cast<unsigned>(proof::from_environment("CHATROOM_STRESS_SEED", std::random_device()()));
     std::cout << "CHATROOM_STRESS_SEED=" << seed << std::endl;
     const Protocol protocol;
     ASSERT_GT(protocol.fields.size(), 15U) << "the table of words in docs/protocol.md was not found";
-    Server server;
+    const proof::Home home;
+    Server server(home.options(), 20);
     const std::vector<std::string> before = state_of(server, "witness");
     // What std::regex asks the locale for is kept at the first time, without a lock: so that comes before the threads.
     for (int c = 0; c < 256; ++c) std::use_facet<std::ctype<char>>(std::locale()).narrow(static_cast<char>(c), '\0');
-    const Clock::time_point until = Clock::now() + std::chrono::seconds(from_environment("CHATROOM_STRESS_SECONDS", 5));
+    const Clock::time_point until =
+        Clock::now() + std::chrono::seconds(proof::from_environment("CHATROOM_STRESS_SECONDS", 5));
     std::vector<std::future<void>> lives(clients);
     for (int i = 0; i < clients; ++i) {
         lives.at(static_cast<std::size_t>(i)) =

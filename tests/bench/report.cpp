@@ -224,6 +224,22 @@ void write_goals(std::ostream& out, const std::vector<Section>& sections) {
 // ---------------------------------------------------------------------------------------------------------
 // The picture: deliveries a second against the gathering limit, a group of bars for each workload.
 
+namespace {
+
+// Writes a title to the left of x. Its third part and what follows get a line of their own: so it fits in any font.
+void write_label(std::ostream& out, int x, int y, const std::string& title) {
+    const std::size_t comma = title.find(", ", title.find(", ") + 1);
+    const std::size_t rest = comma == std::string::npos ? 0 : comma + 2;
+    for (const std::string& line : {title.substr(0, rest), title.substr(rest)}) {
+        if (line.empty()) continue;
+        out << "<text x='" << x << "' y='" << y << "' text-anchor='end'>"
+            << line.substr(0, line.find_last_not_of(' ') + 1) << "</text>\n";
+        y += 15;
+    }
+}
+
+}  // namespace
+
 void write_picture(std::ostream& out, const std::vector<Section>& sections) {
     static constexpr std::pair<const char*, const char*> colours[] = {
         {ours, "#1b6ca8"},     {forward, "#9a9a9a"},  {"send under a lock", "#d08c2e"},
@@ -233,7 +249,7 @@ void write_picture(std::ostream& out, const std::vector<Section>& sections) {
     int y = top;
     for (const Section& section : sections) {
         if (section.kind != Kind::talk && section.kind != Kind::deaf) continue;
-        bars << "<text x='" << left - 10 << "' y='" << y + 12 << "' text-anchor='end'>" << section.title << "</text>\n";
+        write_label(bars, left - 10, y + 12, section.title);
         for (const auto& [server, colour] : colours) {
             const double ratio = section.ratio("per_second", server, gather);
             if (ratio == 0) continue;
