@@ -631,6 +631,7 @@ class Client {
         if (word == "PASS") answer_password();
         if (word == "NEWPASS") set_question(Question::new_password);
         if (word == "INFO" || word == "ERR") end_questions(word == "INFO");
+        if (word == "ERR" && rejoining_) returning_ = rejoining_ = false;  // that room is gone
         if (word == "WELCOME") complete_login(name);
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
