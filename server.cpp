@@ -1123,8 +1123,8 @@ class LineFile {
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        std::string text;  // read, and not yet a whole line
-        std::array<char, 65536> bytes{};
+        std::string text;                // read, and not yet a whole line
+        std::array<char, 2048> bytes{};  // on the stack of each client's thread, which keeps what it has touched
         for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
