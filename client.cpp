@@ -456,8 +456,9 @@ struct Message {
 enum class Question { none, name, password, new_password, repeated_password };
 
 struct OwnLine {
-    std::string text, room;  // room: in which it was begun
-    std::string leads_to;    // the room to which it brings us; "?": that is not known; empty: none
+    std::string text;
+    std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
+    std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
 };
 
 struct ListedRoom {
@@ -495,7 +496,7 @@ class Client {
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
     virtual void print_end() {           // both threads have ended: tells why the chat has
-        if (!waiting_.empty()) error_ += (error_.empty() ? "" : "; ") + unsent(waiting_.size());
+        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
 
@@ -520,6 +521,11 @@ class Client {
         const auto last =
             std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
         return last == waiting_.rend() ? room_ : last->leads_to;
+    }
+
+    // Returns how many of the person's lines are not answered yet.
+    long lines_waiting() const {
+        return std::count_if(waiting_.begin(), waiting_.end(), [](const auto& line) { return !line.room.empty(); });
     }
 
     // Returns whether the server may ask something next: it has had an answer, or /password.
@@ -689,14 +695,16 @@ class Client {
     // this are not sent, and that is told.
     void send_next() {
         if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
-        const std::size_t lost = waiting_.size();
-        while (!waiting_.empty() && !same_name(waiting_.front().room, room_)) waiting_.pop_front();
-        if (lost > waiting_.size()) show_notice("ERR You are in " + room_ + " now: " + unsent(lost - waiting_.size()));
+        const auto is_for = [this](const OwnLine& line) { return line.room.empty() || same_name(line.room, room_); };
+        const auto next = std::find_if(waiting_.begin(), waiting_.end(), is_for);
+        const auto lost = next - waiting_.begin();
+        waiting_.erase(waiting_.begin(), next);
+        if (lost > 0) show_notice("ERR You are in " + room_ + " now: " + unsent(lost));
         sent_ = !waiting_.empty();
         if (sent_) server_->send_line(waiting_.front().text);
     }
 
-    std::string unsent(std::size_t count) const {
+    std::string unsent(long count) const {
         return std::to_string(count) + (count == 1 ? " line was" : " lines were") + " not sent" +
                (last_said_.empty() ? "." : "; the last one that was: " + last_said_);
     }
@@ -831,7 +839,7 @@ class Client {
     void prepare_return() {
         const std::string join = "/join " + room_ + (code_ == "-" ? "" : ' ' + code_);
         const bool known = !waiting_.empty() && waiting_.front().text == join;
-        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "public", room_});
+        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "", room_});
         logged_in_ = sent_ = false;
         set_question(Question::none);
         typed_password_.clear();
@@ -2153,7 +2161,7 @@ class ScreenClient : public Client {
         const std::string text =
             !status_.empty()                                       ? status_
             : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
-            : waiting_.size() > (returning() ? 0 : 1) ? std::to_string(waiting_.size()) + " of your lines wait"
+            : lines_waiting() > (returning() ? 0 : 1) ? std::to_string(lines_waiting()) + " of your lines wait"
             : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
                                                       : news;
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
