@@ -2251,19 +2251,17 @@ struct Address {
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
-    Address address{text, std::string(default_port)};
     const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
     const std::size_t colon = text.rfind(':');
-    if (bracket != std::string::npos) {
-        const std::string behind = text.substr(bracket + 1);
-        address.host = text.substr(1, bracket - 1);
-        if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
-    } else if (colon != std::string::npos && colon == text.find(':')) {
-        address = {text.substr(0, colon), text.substr(colon + 1)};
-    }
+    const bool one_colon = colon != std::string::npos && colon == text.find(':');
+    const std::string behind = bracket != std::string::npos ? text.substr(bracket + 1)
+                               : one_colon                  ? text.substr(colon)
+                                                            : "";
+    Address address{text.substr(0, text.size() - behind.size()), port.value_or(std::string(default_port))};
+    if (bracket != std::string::npos) address.host = text.substr(1, bracket - 1);
     if (address.host.empty()) throw UsageError("the host is missing");
-    if (port && address.port != default_port) throw UsageError("there are two ports");
-    if (port) address.port = *port;
+    if (port && !behind.empty()) throw UsageError("there are two ports");
+    if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
     if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
     return address;
 }

@@ -1,6 +1,7 @@
 // The client on a terminal and in pipes: with the real server, and with servers that do as a test says, which may be
 // hostile ones.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -575,15 +576,11 @@ TEST(ClientTyped, SecretThatWasCancelledIsGone) {
     alice.wait("*****");
     alice.type("\33");
     alice.wait_gone("its exit code: ");
-    alice.type("c");
-    alice.wait("The new room's name: ");
-    EXPECT_FALSE(alice.terminal.shows("54321"));
-    alice.type("\33");
-    alice.wait_gone("The new room's name: ");
     alice.type("\33");
     alice.wait_gone("c Create");
     alice.type("\33[200~one\rtwo\33[201~");
     alice.wait("Send 2 lines?");
+    EXPECT_FALSE(alice.terminal.shows("54321"));
     alice.type("\r");
     alice.hear("one");
     alice.hear("two");
@@ -831,6 +828,13 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         {{"127.0.0.1", "65536"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "http"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "1", "more"}, "unexpected argument 'more'"},
+        {{""}, "the host is missing"},
+        {{":1"}, "the host is missing"},
+        {{"127.0.0.1:1", "1"}, "there are two ports"},
+        {{"127.0.0.1:12345", "1"}, "there are two ports"},
+        {{"[::1]x1"}, "a port is a number from 1 to 65535"},
+        {{"[::1]:1", "1"}, "there are two ports"},
+        {{"--list", "extra"}, "--list takes no host"},
     };
     for (const auto& [args, message] : wrong) {
         Process client(client_path(), {.args = args});
@@ -839,6 +843,33 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         EXPECT_NO_THROW(client.wait_error(message));
         EXPECT_NO_THROW(client.wait_error("--help shows the options\n"));
     }
+}
+
+// Runs the client in a shell, as "$0", with what stands behind it; it ends with 1, and says why.
+void expect_told(const std::string& command, const Pattern& why) {
+    Process shell("/bin/sh", {.args = {"-c", "\"$0\" " + command, client_path()}});
+    EXPECT_EQ(shell.wait_exit(), 1) << command;
+    EXPECT_NO_THROW(shell.wait_error(why)) << command;
+}
+
+TEST(ClientEnds, WhenItsInputOrOutputIsClosedOrFull) {
+    Server server;
+    const std::string alice = "--name alice 127.0.0.1 " + std::to_string(server.port());
+    expect_told("--plain 127.0.0.1 " + std::to_string(server.port()) + " <&-", "the input ended before the login");
+    expect_told(alice + " >&-", "write: ");
+    if (access("/dev/full", W_OK) != 0) return;
+    expect_told("--help >/dev/full", "write: ENOSPC");
+    expect_told("--version >/dev/full", "write: ENOSPC");
+    expect_told(alice + " >/dev/full", "write: ENOSPC");
+}
+
+TEST(ClientEnds, WhenTheServerSaysNothing) {
+    Listener another_program;
+    const auto start = harness::Clock::now();
+    Piped client(another_program.port());
+    EXPECT_EQ(client.wait_exit(), 1);
+    client.wait_error("connected, but nothing was said within 5 seconds: is that a chat server?");
+    EXPECT_GT(harness::Clock::now() - start, std::chrono::milliseconds(4900));
 }
 
 TEST(ClientOptions, APortThatIsTypedIsCheckedToo) {
