@@ -49,6 +49,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -901,20 +902,20 @@ struct Typed {
     int row = 0, column = 0;  // of a click
 };
 
+// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
 // clang-format off
-constexpr std::pair<std::string_view, Key> sequences[] = {
-    {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
-    {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
-    {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
-    {"\x0E", Key::down},  {"\x10", Key::up},       {"\x12", Key::rooms},         {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},    {"\33\x7F", Key::kill_word},
-    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33OP", Key::info},    {"\33OQ", Key::rooms},
-    {"\33[A", Key::up},   {"\33[B", Key::down},    {"\33[C", Key::right},        {"\33[D", Key::left},
-    {"\33[H", Key::home}, {"\33[F", Key::end},     {"\33OA", Key::up},           {"\33OB", Key::down},
-    {"\33OC", Key::right}, {"\33OD", Key::left},   {"\33OH", Key::home},         {"\33OF", Key::end},
-    {"\33[1~", Key::home}, {"\33[3~", Key::erase}, {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down}, {"\33[7~", Key::home}, {"\33[8~", Key::end},     {"\33[11~", Key::info},
-    {"\33[12~", Key::rooms}, {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out},
+const std::map<std::string_view, Key> sequences = {
+    {"\x01", Key::home},      {"\x02", Key::left},      {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
+    {"\x06", Key::right},     {"\x07", Key::info},      {"\x08", Key::backspace},     {"\t", Key::tab},
+    {"\n", Key::enter},       {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},       {"\r", Key::enter},
+    {"\x0E", Key::down},      {"\x10", Key::up},        {"\x12", Key::rooms},         {"\x15", Key::kill_before},
+    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},         {"\33\x7F", Key::kill_word},
+    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33[A", Key::up},          {"\33[B", Key::down},
+    {"\33[C", Key::right},    {"\33[D", Key::left},     {"\33[H", Key::home},         {"\33[F", Key::end},
+    {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out}, {"\33[P", Key::info},        {"\33[Q", Key::rooms},
+    {"\33[1~", Key::home},    {"\33[3~", Key::erase},   {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
+    {"\33[6~", Key::page_down}, {"\33[7~", Key::home},  {"\33[8~", Key::end},
+    {"\33[11~", Key::info},   {"\33[12~", Key::rooms},
     {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
@@ -968,24 +969,22 @@ class Keys {
         return 0;
     }
 
-    static Typed decoded(const std::string& bytes) {
+    static Typed decoded(std::string bytes) {
         if (!is_control(bytes[0])) return {Key::text, bytes};
         if (bytes.starts_with("\33[<")) return mouse(bytes);
-        const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
-                                         [&](const auto& sequence) { return sequence.first == bytes; });
-        return {found == std::end(sequences) ? Key::unknown : found->second};
+        if (bytes.starts_with("\33O")) bytes[1] = '[';
+        const auto found = sequences.find(bytes);
+        return {found == sequences.end() ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
     static Typed mouse(const std::string& bytes) {
         int button = -1, column = 0, row = 0;
         char what = '\0';
-        if (sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what) != 4 || what != 'M') return {};
-        const Key key = button == 0    ? Key::click
-                        : button == 64 ? Key::wheel_up
-                        : button == 65 ? Key::wheel_down
-                                       : Key::unknown;
-        return {key, "", row - 1, column - 1};
+        sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what);
+        if (what != 'M') return {};
+        if (button == 0) return {Key::click, "", row - 1, column - 1};
+        return {button == 64 ? Key::wheel_up : button == 65 ? Key::wheel_down : Key::unknown};
     }
 
     std::optional<Typed> pasted() {
@@ -1093,7 +1092,7 @@ class Editor {
 
     // Shows a line of the history; behind the last one is what was being typed.
     void recall(std::size_t which) {
-        if (which > history_.size()) return;  // also before the first
+        if (which > history_.size()) return;  // before the first, too
         if (recalled_ == history_.size()) draft_ = text_;
         recalled_ = which;
         text_ = which == history_.size() ? draft_ : history_[which];
@@ -1113,12 +1112,8 @@ class Editor {
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
 
-struct Look {
-    const char *color, *without;  // for ESC [ m
-};
-
-// In the order of Style; the last ones are for names.
-constexpr Look looks[] = {
+// What ESC [ m takes, with colours and without, in the order of Style; the last ones are for names.
+constexpr std::pair<std::string_view, std::string_view> looks[] = {
     {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
     {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
@@ -1126,9 +1121,8 @@ constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(
 
 // The same name always has the same colour.
 Style style_of_name(std::string_view name) {
-    std::size_t sum = 0;
-    for (const char c : fold(name)) sum = sum * 31 + static_cast<unsigned char>(c);
-    return static_cast<Style>(static_cast<std::size_t>(Style::names) + sum % name_styles);
+    const std::size_t which = std::hash<std::string>()(fold(name)) % name_styles;
+    return static_cast<Style>(static_cast<std::size_t>(Style::names) + which);
 }
 
 struct Cell {
@@ -1137,16 +1131,17 @@ struct Cell {
     bool operator==(const Cell&) const = default;
 };
 
+struct Piece {
+    std::string text;
+    Style style;
+};
+using Row = std::vector<Piece>;
+
 struct Canvas {
     Canvas(int all_rows, int all_columns)
-        : rows(all_rows),
-          columns(all_columns),
-          cells(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+        : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
 
-    Cell& at(int row, int column) {
-        return cells[static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
-                     static_cast<std::size_t>(column)];
-    }
+    Cell& at(int row, int column) { return cells.at(static_cast<std::size_t>(row * columns + column)); }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
@@ -1162,6 +1157,10 @@ struct Canvas {
             column += wide;
         }
         return column;
+    }
+
+    void put(int row, int column, const Row& pieces, int to = INT_MAX) {
+        for (const Piece& piece : pieces) column = put(row, column, piece.text, piece.style, to);
     }
 
     // text: one grapheme, of one column.
@@ -1218,8 +1217,8 @@ class Display {
     void send(const Cell& cell, int row, int column) {
         if (row != row_ || column != column_) move_to(row, column);
         if (cell.style != style_) {
-            const Look& look = looks[static_cast<std::size_t>(cell.style)];
-            const std::string_view codes = colors_ ? look.color : look.without;
+            const auto& [color, without] = looks[static_cast<std::size_t>(cell.style)];
+            const std::string_view codes = colors_ ? color : without;
             ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
             out_ += 'm';
             style_ = cell.style;
@@ -1250,12 +1249,6 @@ class Display {
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
-
-struct Piece {
-    std::string text;
-    Style style;
-};
-using Row = std::vector<Piece>;
 
 // Cuts text at words into rows of so many columns: the first one, and those after it.
 std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
@@ -1454,18 +1447,14 @@ class ScreenClient : public Client {
         if (message.word == "PASS" || message.word == "NEWPASS") answer_.take_text();  // it was for another question
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
-        if (is_news(message)) announce(message, entry);
+        announce(message, entry);
         scrollback_.add(std::move(entry));
     }
 
-    // Returns whether somebody else says something now.
-    bool is_news(const Message& message) const {
-        const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
-        return speech && !message.past && !same_name(message.fields[0], name_);
-    }
-
+    // Draws attention to what somebody else says now.
     void announce(const Message& message, Entry& entry) {
-        const bool whisper = message.word == "MSG";
+        const bool whisper = message.word == "MSG", speech = whisper || message.word == "SAY" || message.word == "ME";
+        if (!speech || message.past || same_name(message.fields[0], name_)) return;
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
         if (is_away()) {
@@ -1524,15 +1513,12 @@ class ScreenClient : public Client {
         if (ready <= 0) return ready < 0;
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
         const Lock lock(mutex_);
-        if (polled[1].revents != 0) handle_screen_signal();
+        if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
+            signal_.clear();
+            display_.invalidate();
+        }
         if (gone) end_chat("the terminal is gone");
         return true;
-    }
-
-    // After a signal the terminal may have another size, or have been somebody else's for a while.
-    void handle_screen_signal() {
-        signal_.clear();
-        display_.invalidate();
     }
 
     void press(const Typed& typed) {
@@ -1641,12 +1627,12 @@ class ScreenClient : public Client {
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
     void paste(std::string text, Editor& editor) {
         std::replace(text.begin(), text.end(), '\r', '\n');
-        LineBuffer buffer(max_line);
-        buffer.add(text);
+        std::istringstream stream(text);
         std::vector<std::string> lines;
-        for (std::optional<Line> line; (line = buffer.next()) || (line = buffer.last());) {
-            if (line->too_long) status_ = "A line of it is too long, and was left out.";
-            if (!line->text.empty()) lines.push_back(clean(line->text));
+        for (std::string line; std::getline(stream, line);) {
+            line = clean(line);
+            if (line.size() > max_line) status_ = "A line of it is too long, and was left out.";
+            if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
         if (lines.size() > 1 && !is_asked()) {
             const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
@@ -1716,14 +1702,12 @@ class ScreenClient : public Client {
     }
 
     void press_in_rooms(const Typed& typed) {
-        switch (typed.key) {
-            case Key::enter: return join();
-            case Key::escape: view_ = View::chat; return;
-            case Key::text: break;
-            default: return choose(rows_down(typed.key));
-        }
-        press_button(typed.text[0]);
-        if (typed.text.size() > 1) press({Key::text, typed.text.substr(1)});  // it came with what was typed next
+        if (typed.key == Key::enter) return join();
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (typed.key != Key::text) return choose(rows_down(typed.key));
+        std::size_t at = 0;  // after a letter that asks for something, the rest is the answer
+        while (at < typed.text.size() && view_ == View::rooms && !is_asked()) press_button(typed.text[at++]);
+        if (at < typed.text.size()) press({Key::text, typed.text.substr(at)});
     }
 
     void press_button(char letter) {
@@ -1828,10 +1812,7 @@ class ScreenClient : public Client {
         columns_ = canvas.columns - margin;
         const std::deque<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
-            int column = 0;
-            for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
-                column = canvas.put(top + i, column, piece.text, piece.style, columns_);
-            }
+            canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
         }
         if (margin > 0) draw_members(canvas, top, bottom);
     }
@@ -1839,17 +1820,16 @@ class ScreenClient : public Client {
     void draw_members(Canvas& canvas, int top, int bottom) {
         auto member = members_.begin();
         for (int row = top; row < bottom; ++row) {
-            int column = canvas.put(row, columns_, "│ ", Style::faint);
+            Row pieces = {{"│ ", Style::faint}};
             const auto left = std::distance(member, members_.end());
-            if (left == 0) continue;
             if (row == bottom - 1 && left > 1) {
-                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint);
-                continue;
+                pieces.push_back({"and " + std::to_string(left) + " more", Style::faint});
+            } else if (left > 0) {
+                const std::string& name = (member++)->second;
+                const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
+                pieces.insert(pieces.end(), {{name, style_of_name(name)}, {mark, Style::faint}});
             }
-            const std::string& name = (member++)->second;
-            column = canvas.put(row, column, name, style_of_name(name));
-            const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
-            canvas.put(row, column, mark, Style::faint);
+            canvas.put(row, columns_, pieces);
         }
     }
 
@@ -1862,14 +1842,13 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint);
+        canvas.put(row + 1, 0, room_row({" No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
-    static std::string room_row(const std::string& number, const std::string& name, const std::string& people,
-                                const std::string& code, const std::string& creator, const std::string& created) {
-        return padded(number, 6) + padded(name, 13) + padded(people, 8) + padded(code, 9) + padded(creator, 13) +
-               created;
+    static std::string room_row(const std::array<std::string, 6>& cells) {
+        return padded(cells[0], 6) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
+               padded(cells[4], 13) + cells[5];
     }
 
     void draw_room_rows(Canvas& canvas, int top, int bottom) {
@@ -1881,12 +1860,10 @@ class ScreenClient : public Client {
             if (index >= rooms_.size()) return;
             const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            canvas.fill(row, " ", style);
-            canvas.put(row, 0,
-                       room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
-                                room.needs_code ? "CODE" : "NO CODE", room.creator,
-                                local_time(room.created, "%Y-%m-%d %H:%M")),
-                       style);
+            const std::string text = room_row({' ' + std::to_string(room.number), room.name,
+                                               std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
+                                               room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
+            canvas.put(row, 0, padded(text, canvas.columns), style);
             targets_.push_back({row, 0, canvas.columns, {}, room.number});
         }
     }
@@ -1917,14 +1894,8 @@ class ScreenClient : public Client {
     }
 
     std::string label() const {
-        switch (question_) {
-            case Question::name: return "Your name: ";
-            case Question::password: return "Password: ";
-            case Question::new_password: return "New password: ";
-            case Question::repeated_password: return "Once more: ";
-            case Question::none: break;
-        }
-        return prompt_ ? prompt_->label : "";
+        static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
+        return question_ == Question::none && prompt_ ? prompt_->label : labels[static_cast<std::size_t>(question_)];
     }
 
     // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
@@ -2167,17 +2138,12 @@ class HelperConnection : public Connection {
         std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
         if (poll_any(polled, -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
-        add_messages(lines);
-        if (polled[0].revents == 0 || Connection::receive_into(lines)) return true;
-        read_last_messages();
-        add_messages(lines);
-        return false;
-    }
-
-    void add_messages(std::vector<std::string>& lines) {
+        const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
+        if (!open) read_last_messages();
         while (const std::optional<Line> line = messages_.next()) {
             if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
         }
+        return open;
     }
 
     // A command that has ended may have said why.
@@ -2196,13 +2162,10 @@ class HelperConnection : public Connection {
         int status = 0;
         if (pid_ == 0) return status;
         end();
-        bool ended = waitpid(pid_, &status, WNOHANG) != 0;
-        if (!ended) kill(pid_, SIGTERM);
-        for (int i = 0; i < 100 && !ended; ++i) {
+        for (int i = 0; waitpid(pid_, &status, WNOHANG) == 0; ++i) {
+            if (i == 10 || i == 90) kill(pid_, i == 10 ? SIGTERM : SIGKILL);
             std::this_thread::sleep_for(10ms);
-            ended = waitpid(pid_, &status, WNOHANG) != 0;
         }
-        if (!ended && kill(pid_, SIGKILL) == 0) waitpid(pid_, &status, 0);
         helper_pid = pid_ = 0;
         return status;
     }
