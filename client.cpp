@@ -23,8 +23,9 @@
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
 // What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text().
-// You see it yourself when the server sends it back. The words that its lines begin with are in docs/protocol.md.
+// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), send_next() and
+// Connection::send_line(). You see it yourself when the server sends it back. The words that its lines begin with are
+// in docs/protocol.md.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -41,6 +42,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <functional>
@@ -49,6 +51,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <vector>
@@ -79,21 +82,31 @@ termios original_settings;                           // of the terminal, when it
 std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the terminal has to be restored
 std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
 std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
+std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
 static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
 
 // The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
 constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
 
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone.
-void write_to_terminal(std::string_view bytes) {
-    while (!bytes.empty()) {
+// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone, or
+// takes nothing for so many tenths of a second.
+void write_to_terminal(std::string_view bytes, int tries = INT_MAX) {
+    while (!bytes.empty() && tries > 0) {
         const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
         if (written < 0 && errno != EINTR && errno != EAGAIN) return;
         pollfd output{STDOUT_FILENO, POLLOUT, 0};
-        if (written < 0) poll(&output, 1, 100);  // somebody else made our output non-blocking
+        if (written < 0) poll(&output, 1, 100), --tries;
         bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
     }
+}
+
+// The same, but a terminal that takes nothing holds nobody up for longer than half a second.
+void try_to_write(std::string_view bytes) {
+    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+    write_to_terminal(bytes, 5);
+    fcntl(STDOUT_FILENO, F_SETFL, flags);
 }
 
 // Any thread, and signal handlers. Does nothing where there is no terminal.
@@ -102,14 +115,20 @@ void set_terminal(TerminalMode mode) {
     if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
     termios wanted = original_settings;
     if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-    if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
-        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
+    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
         wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
     }
-    if (terminal_mode == whole_screen) write_to_terminal(close_screen);
+    if (terminal_mode == whole_screen) try_to_write(close_screen);
     terminal_mode = mode;
     tcsetattr(STDIN_FILENO, TCSANOW, &wanted);
-    if (mode == whole_screen) write_to_terminal(open_screen);
+    if (mode == whole_screen) try_to_write(open_screen);
+}
+
+// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
 }
 
 // Returns whether a person is at both ends: typing, and looking.
@@ -136,7 +155,7 @@ void wake_writer() {
     if (writer != nullptr) writer->set();
 }
 
-// Ctrl-Z: the shell gets the terminal as it was, and we set it again after fg.
+// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
 void stop_by_signal(int number) {
     const int saved = errno;
     const TerminalMode mode = terminal_mode;
@@ -144,19 +163,25 @@ void stop_by_signal(int number) {
     catch_signal(number, SIG_DFL);
     raise(number);  // here it stops: SA_NODEFER
     catch_signal(number, stop_by_signal, SA_NODEFER);
-    set_terminal(mode);
+    if (mode == whole_screen) {
+        reopen_screen = true;
+    } else if (in_foreground()) {
+        set_terminal(mode);
+    }
     wake_writer();
     errno = saved;
 }
 
-// Decides what each signal does. For main(), before any thread is started.
+// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
 void handle_signals() {
     const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
-        catch_signal(number, end_by_signal, once);
-    }
+    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
+    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
+#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
+    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
+#endif
+    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
     catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGWINCH, [](int) { wake_writer(); });
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
@@ -234,22 +259,17 @@ class Connection {
         return lines;
     }
 
-    // Returns how many bytes the kernel has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
-    // connection that is broken takes everything; it is the reader that finds out.
-    std::size_t send_text(std::string_view text, int flags) const {
-        std::size_t sent = 0;
-        while (sent < text.size()) {
-            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
-            if (count < 0 && errno == EAGAIN) return sent;
-            if (count < 0 && errno != EINTR) return text.size();
-            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
-        }
-        return sent;
+    // Never blocks: one line at a time always fits, and a server that has not even taken that is gone. A connection
+    // that is broken takes everything; it is the reader that finds out.
+    void send_line(const std::string& line) const {
+        const std::string text = line + '\n';
+        const ssize_t sent = send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT);
+        if (sent < 0 ? errno == EAGAIN : std::cmp_less(sent, text.size())) end();
     }
 
     int fd() const { return socket_.get(); }
 
-    // Any thread: the other's receive() or send_text() ends. The socket is closed when nobody uses it any more.
+    // Any thread: the reader's receive() ends. The socket is closed when nobody uses it any more.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
 
    protected:
@@ -271,23 +291,30 @@ class Connection {
 // password. Does not wait for the command. Throws if it cannot be started. (Section 12)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
-// Connects. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
+// Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
+bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
+    std::array<pollfd, 2> polled{{{socket.get(), events, 0}, {stop.fd(), POLLIN, 0}}};
+    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
+    return polled[0].revents != 0;
+}
+
+// Connects, and waits for the first words. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks
+// for twice connect_limit at most.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
-    std::array<pollfd, 2> polled{{{socket.get(), POLLOUT, 0}, {stop.fd(), POLLIN, 0}}};
-    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
-    if (polled[0].revents == 0) return ETIMEDOUT;
+    if (!wait_for(socket, POLLOUT, stop)) return ETIMEDOUT;
     int error = 0;
     socklen_t length = sizeof error;
     getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     fcntl(socket.get(), F_SETFL, 0);
-    return error;
+    return error == 0 && !wait_for(socket, POLLIN, stop) ? ENOMSG : error;
 }
 
 std::string connect_advice(int error) {
     if (error == ETIMEDOUT) return "no answer within 5 seconds: is the address right, and does a firewall let it in?";
+    if (error == ENOMSG) return "connected, but nothing was said within 5 seconds: is that a chat server?";
     return error_text(error) + (error == ECONNREFUSED ? ": is a server running there?" : "");
 }
 
@@ -305,7 +332,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
     throw std::runtime_error(problem);
 }
 
-// Returns a connection to the server. Blocks for connect_limit at most for each address, or until `stop` is set.
+// Returns a connection to the server. Blocks as connect_within_limit() for each address, or until `stop` is set.
 // Throws if there is none to be had. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
@@ -404,6 +431,8 @@ struct Message {
         return entry;
     }
 
+    bool is_speech() const { return word == "SAY" || word == "ME" || word == "MSG"; }
+
     bool past;  // said before we came
     std::time_t time = std::time(nullptr);
     std::string_view word, text;
@@ -417,11 +446,20 @@ struct Message {
 // It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
 // reconnects when the connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
 //
+// What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
+// begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
+// before the next one goes, and what a broken connection has swallowed is sent again.
+//
 // One mutex guards what the reader and the writer share. All that follows is called with the mutex held, except what
 // says that it locks it. While it is held, nothing waits for the socket or the keyboard.
 
 // What the line that is typed next answers.
 enum class Question { none, name, password, new_password, repeated_password };
+
+struct OwnLine {
+    std::string text, room;  // room: in which it was begun
+    std::string leads_to;    // the room to which it brings us; "?": that is not known; empty: none
+};
 
 struct ListedRoom {
     long number = 0, people = 0;
@@ -442,7 +480,8 @@ class Client {
         std::thread reader(&Client::read, this);
         std::thread writer([this] {
             name_thread("writer");
-            if (wait_until([this] { return greeted_; })) write();
+            Lock lock(mutex_);
+            if (wait_until(lock, [this] { return greeted_; })) write(lock);
         });
         writer.join();
         reader.join();
@@ -454,42 +493,46 @@ class Client {
    protected:
     // What the forms do in their own ways.
     virtual void show(const Message& message, Entry entry) = 0;
-    virtual void refresh() = 0;  // lines have been shown, or a question came: time to let the person see it
-    virtual void write() = 0;    // the writer: locks; blocks until the chat is over
-    virtual void print_end() {   // both threads have ended: tells why the chat has
+    virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
+    virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
+    virtual void print_end() {           // both threads have ended: tells why the chat has
+        if (!waiting_.empty()) error_ += (error_.empty() ? "" : "; ") + unsent(waiting_.size());
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    virtual bool output_works() const { return true; }  // false: nobody can see what is shown
 
-    // The writer: waits until something holds; false if the chat is over before. Locks.
+    // The writer: waits until something holds; false if the chat is over before.
     template <typename Condition>
-    bool wait_until(Condition holds) {
-        Lock lock(mutex_);
+    bool wait_until(Lock& lock, Condition holds) {
         changed_.wait(lock, [&] { return ended_ || holds(); });
         return !ended_;
     }
 
-    // The writer: queues a line that the person has entered, for flush(). False: not now, and it is not queued.
-    bool submit(const std::string& text) {
-        if (question_ == Question::none && !logged_in_) return false;
-        if (question_ >= Question::password && !accept_password(text)) return true;
-        if (question_ == Question::none) quitting_ = is_quit(text);
-        question_ = Question::none;
-        (outgoing_ += text) += '\n';
+    // The writer: queues a line that was begun in a room. False: not now.
+    bool submit(const std::string& text, const std::string& room) {
+        if ((!logged_in_ && !returning_) || waiting_.size() >= max_waiting) return false;
+        const bool empty = trim(clean(text)).empty();  // the server would not answer that
+        if (!empty) waiting_.push_back({text, room, destination(text)});
+        send_next();
         return true;
     }
 
-    // The writer: sends what was submitted; without MSG_DONTWAIT in `flags` it blocks while the server takes nothing.
-    // Returns the connection if it has not taken all. Locks, but not while it sends.
-    std::shared_ptr<Connection> flush(int flags) {
-        Lock lock(mutex_);
-        const std::shared_ptr<Connection> server = server_;
-        const std::string text = std::exchange(outgoing_, "");
-        lock.unlock();
-        const std::size_t sent = server->send_text(text, flags);
-        lock.lock();
-        if (server == server_) outgoing_.insert(0, text, sent);
-        return sent == text.size() ? nullptr : server;
+    // Returns the room in which a line that is begun now would be said: behind those that wait, and after the return.
+    std::string heading() const {
+        const auto last =
+            std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
+        return last != waiting_.rend() ? last->leads_to : returning_ ? back_to_ : room_;
+    }
+
+    // Returns whether the server has answered all that it was sent, and waits for the next line.
+    bool is_idle() const { return logged_in_ && !returning_ && waiting_.empty() && answered_ == Question::none; }
+
+    // The writer: sends the answer to the question that is open.
+    void answer(const std::string& text) {
+        const Question question = question_;
+        if (question >= Question::password && !accept_password(text)) return;
+        set_question(Question::none);
+        answered_ = question;
+        server_->send_line(text);
     }
 
     static bool is_quit(std::string_view line) {
@@ -498,14 +541,15 @@ class Client {
 
     // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
     void quit() {
-        if (question_ == Question::none && submit("/quit")) return;
         exit_status_ = 0;
-        end_chat();
+        const bool is_command = logged_in_ && question_ == Question::none && answered_ == Question::none;
+        if (!is_command || std::exchange(quitting_, true)) return end_chat();
+        server_->send_line("/quit");
     }
 
     // Any thread: ends the chat from our side. error: what to tell, if that is not as the person wishes.
     void end_chat(const std::string& error = "") {
-        if (!error.empty()) error_ = error;
+        if (!error.empty()) error_ = error, exit_status_ = 1;
         quitting_ = ended_ = true;
         changed_.notify_all();
         stop_.set();
@@ -526,9 +570,13 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
+    unsigned question_number_ = 0;                // another one whenever something is asked, or is not any more
+    std::deque<OwnLine> waiting_;                 // not answered yet
+    bool returning_ = false;                      // to the room where we were when the connection broke
     bool logged_in_ = false;                      // the login is complete, and the connection stands
     bool ended_ = false;                          // the chat is over
     std::string error_;                           // why it is, if the server has not said
+    std::string output_error_;                    // why nobody can see what is shown any more
     std::string server_reason_;                   // what the server has said
     std::string trouble_;                         // what is wrong with the connection now
     std::string name_;                            // ours, as the server has it
@@ -541,7 +589,7 @@ class Client {
 
    private:
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
-    static constexpr std::size_t max_speakers = 100;
+    static constexpr std::size_t max_speakers = 100, max_waiting = 10000;
     static constexpr std::chrono::seconds first_delay{1}, max_delay{30};  // before reconnecting
 
     // ---- The reader
@@ -553,7 +601,7 @@ class Client {
             while (handle_lines(server_->receive())) std::this_thread::sleep_for(pace_);
         } while (reconnect());
         const Lock lock(mutex_);
-        if (!server_ended_ && !ended_ && output_works()) error_ = "the connection was lost";
+        if (!server_ended_ && !ended_) error_ = output_error_.empty() ? "the connection was lost" : output_error_;
         end_chat();
     }
 
@@ -563,9 +611,10 @@ class Client {
         const Lock lock(mutex_);
         for (const std::string& line : lines) handle_line(line);
         greeted_ = true;
+        send_next();
         refresh();
         changed_.notify_all();
-        return !server_ended_ && output_works();
+        return !server_ended_ && output_error_.empty();
     }
 
     void handle_line(std::string_view line) {
@@ -578,9 +627,11 @@ class Client {
     // Keeps what we know up to date.
     void update(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
+        if (sent_ && answers(message, waiting_.front())) confirm_line();
         if (word == "NICK") answer_name();
         if (word == "PASS") answer_password();
-        if (word == "NEWPASS") question_ = Question::new_password;
+        if (word == "NEWPASS") set_question(Question::new_password);
+        if (word == "INFO" || word == "ERR") end_questions(word == "INFO");
         if (word == "WELCOME") complete_login(name);
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
@@ -593,63 +644,134 @@ class Client {
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
 
-    // ---- The login
+    // ---- Our lines
+
+    static bool speaks(std::string_view line) {
+        const std::string command = fold(take_word(line));
+        return !command.starts_with('/') || command == "/me" || command == "/msg" || command == "/reply";
+    }
+
+    // Returns the room to which a line brings us, as OwnLine::leads_to.
+    std::string destination(std::string_view line) const {
+        const std::string command = fold(take_word(line));
+        const std::string_view which = trim(line).substr(0, trim(line).find(' '));
+        if (command == "/leave") return "public";
+        if (command == "/password") return "?";  // what is typed ahead may be an answer
+        if (command != "/join" && command != "/create") return "";
+        for (const ListedRoom& room : rooms_) {
+            if (std::to_string(room.number) == which) return room.name;
+        }
+        return valid_name(which) ? std::string(which) : "?";
+    }
+
+    // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
+    bool answers(const Message& message, const OwnLine& line) const {
+        static const std::set<std::string_view> unasked = {"SAY",  "ME",    "MSG",   "BLOCKED",
+                                                           "JOIN", "LEAVE", "OWNER", "LIST"};
+        if (message.word == "ERR" || is_own(message)) return true;
+        if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
+        return !speaks(line.text) && !unasked.contains(message.word);
+    }
+
+    bool is_own(const Message& message) const { return message.is_speech() && same_name(message.fields[0], name_); }
+
+    void confirm_line() {
+        if (speaks(waiting_.front().text)) last_said_ = waiting_.front().text;
+        waiting_.pop_front();
+        sent_ = false;
+    }
+
+    // Sends the next line, unless the server has yet to answer one, asks something, or brings us back. Lines for
+    // another room than this are not sent, and that is told.
+    void send_next() {
+        if (!logged_in_ || returning_ || sent_ || question_ != Question::none || answered_ != Question::none) return;
+        const std::size_t lost = waiting_.size();
+        while (!waiting_.empty() && !same_name(waiting_.front().room, room_)) waiting_.pop_front();
+        if (lost > waiting_.size()) show_notice("ERR You are in " + room_ + " now: " + unsent(lost - waiting_.size()));
+        sent_ = !waiting_.empty();
+        if (sent_) server_->send_line(waiting_.front().text);
+    }
+
+    std::string unsent(std::size_t count) const {
+        return std::to_string(count) + (count == 1 ? " line was" : " lines were") + " not sent" +
+               (last_said_.empty() ? "." : "; the last one that was: " + last_said_);
+    }
+
+    // ---- The login, and other questions
+
+    void set_question(Question question) {
+        question_ = question;
+        answered_ = Question::none;
+        ++question_number_;
+    }
+
+    // After /password the questions go on until it is done. (A wrong password is asked for again.)
+    void end_questions(bool done) {
+        if (done && answered_ >= Question::new_password) password_ = typed_password_;
+        if (done || answered_ >= Question::new_password) answered_ = Question::none;
+    }
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
         if (question_ == Question::new_password && on_terminal()) {
-            question_ = Question::repeated_password;
-            password_ = text;
+            set_question(Question::repeated_password);
+            typed_password_ = text;
             show_notice("INFO The same once more, please.");
             return false;
         }
-        if (question_ == Question::repeated_password && text != password_) {
-            question_ = Question::new_password;
+        if (question_ == Question::repeated_password && text != typed_password_) {
+            set_question(Question::new_password);
             show_notice("ERR That was not the same. Once again: the new password, please.");
             return false;
         }
-        password_ = text;
+        typed_password_ = text;
         return true;
-    }
-
-    void send_answer(const std::string& text) {
-        if (server_->send_text(text + '\n', MSG_DONTWAIT) <= text.size()) server_->end();  // a login is never that long
     }
 
     void answer_name() {
         if (name_to_send_ && !name_to_send_->empty()) {
-            send_answer(std::exchange(*name_to_send_, ""));
-        } else if (reconnecting_) {  // the server has not yet noticed that we were gone
+            server_->send_line(std::exchange(*name_to_send_, ""));
+        } else if (returning_) {  // the server has not yet noticed that we were gone
             server_->end();
         } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
             end_chat("the server did not take the name");
         } else {
-            question_ = Question::name;
+            set_question(Question::name);
         }
     }
 
+    // Another one than the server took before is not kept to reconnect with.
     void answer_password() {
-        if (reconnecting_ && !password_to_send_.empty()) return send_answer(std::exchange(password_to_send_, ""));
-        question_ = Question::password;
+        if (returning_ && !password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
+        if (returning_) password_.clear();
+        set_question(Question::password);
     }
 
     void complete_login(std::string_view name) {
-        name_ = name;
+        set_question(Question::none);
+        name_ = valid_name(name) ? name : "";
+        if (!typed_password_.empty()) password_ = typed_password_;
         logged_in_ = true;
         delay_ = first_delay;
         trouble_.clear();
-        if (std::exchange(reconnecting_, false) && !same_name(room_, "public")) {
-            send_answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
-        }
     }
 
     // ---- The room, who is in it, and the other rooms
 
     void enter_room(std::string_view name, std::string_view code) {
+        const bool has_code = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
         room_ = valid_name(name) ? name : "?";
-        code_ = code;
+        code_ = has_code ? code : "-";
         owner_.clear();
         members_.clear();
+        if (returning_) go_back();
+    }
+
+    // Everyone is in public first. The answer to our /join ends the return, whatever it is.
+    void go_back() {
+        returning_ = !rejoining_ && !same_name(room_, back_to_);
+        if (returning_) server_->send_line("/join " + back_to_ + (back_code_ == "-" ? "" : ' ' + back_code_));
+        rejoining_ = returning_;
     }
 
     void add_members(std::string_view names) {
@@ -684,8 +806,10 @@ class Client {
 
     // ---- The end, and reconnecting
 
-    // A client that was silent for too long may not return by itself either: there would be no limit.
+    // A client that was silent for too long may not return by itself either: there would be no limit. But a refusal on
+    // the way back may pass: a server that is full, say.
     void end_by_server(const Message& message) {
+        if (message.word == "REFUSE" && returning_) return server_->end();
         server_reason_ = message.text;
         server_ended_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
@@ -695,9 +819,11 @@ class Client {
     bool reconnect() {
         Lock lock(mutex_);
         if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
-        logged_in_ = false;
-        reconnecting_ = true;
-        question_ = Question::none;
+        if (!returning_) back_to_ = room_, back_code_ = code_;
+        returning_ = true;
+        logged_in_ = sent_ = rejoining_ = false;
+        set_question(Question::none);
+        typed_password_.clear();
         for (std::string problem = "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
@@ -720,7 +846,6 @@ class Client {
             server_ = std::move(server);
             name_to_send_ = name_;
             password_to_send_ = password_;
-            outgoing_.clear();
             return "";
         } catch (const std::exception& error) {
             return error.what();
@@ -729,14 +854,18 @@ class Client {
 
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;        // replaced by the reader alone
-    std::string outgoing_;                      // lines, to be sent by flush()
     bool greeted_ = false;                      // the server's first line is here
     bool server_ended_ = false;                 // the server has said REFUSE, BAN or BYE
     bool quitting_ = false;                     // the person asked for it, or we have ended the chat
     int exit_status_ = 1;                       // what to exit with
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
-    bool reconnecting_ = false;                 // to a chat in which we were before
+    std::string typed_password_;                // not accepted yet
+    Question answered_ = Question::none;        // what the server has got an answer to, and not yet replied
+    bool sent_ = false;                         // the first line that waits is with the server
+    std::string last_said_;                     // of our lines, as far as we know
+    std::string back_to_, back_code_;           // the room to return to
+    bool rejoining_ = false;                    // it has been asked for
     std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
     std::vector<ListedRoom> listing_;           // of an answer that is not complete
     long left_to_list_ = 0;                     // how many there will be
@@ -760,43 +889,65 @@ class PlainClient : public Client {
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
+    // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
-        set_terminal(question_ >= Question::password ? typing_hidden : original);
+        if (!std::cout && output_error_.empty()) output_error_ = "write: " + error_text(errno);
+        set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
     }
 
-    bool output_works() const override { return static_cast<bool>(std::cout); }
-
-    void write() override {
-        for (bool more = true; more && wait_until([this] { return logged_in_ || question_ != Question::none; });) {
-            const std::optional<Line> line = keyboard_.read_line(stop_);
-            Lock lock(mutex_);
-            more = line.has_value();
-            if (more) {
-                enter_line(*line);
-            } else if (!ended_) {
-                end_input();
-            }
-            refresh();
+    // The kernel edits the line: it may have been begun at any time since the last one was read.
+    void write(Lock& lock) override {
+        const auto takes_line = [this] { return question_ != Question::none || returning_ || is_idle(); };
+        while (wait_until(lock, takes_line)) {
+            begun_for_ = question_;
+            const unsigned number = question_number_;
+            const std::string room = heading();
             lock.unlock();
-            flush(0);
+            const std::optional<Line> line = keyboard_.read_line(stop_);
+            lock.lock();
+            if (!line) return ended_ ? void() : end_input();
+            if (terminal_mode == typing_hidden) std::cout << '\n';
+            begun_for_ = Question::none;
+            enter_line(*line, number, room);
+            refresh();
         }
     }
 
-    void enter_line(const Line& line) {
-        if (terminal_mode == typing_hidden) std::cout << std::endl;
+    void enter_line(const Line& line, unsigned number, const std::string& room) {
+        const bool typed = isatty(STDIN_FILENO) != 0;
         if (line.too_long) {
             std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (!submit(line.text)) {
-            show_notice("ERR There is no connection: that line was not sent.");
+        } else if (typed && number != question_number_) {
+            show_notice("ERR That line was not sent: it was begun before the server's last question, or for it.");
+        } else if (question_ != Question::none) {
+            answer(line.text);
+        } else if (is_quit(line.text)) {
+            quit();
+        } else {
+            say(line.text, typed ? room : heading());
+        }
+    }
+
+    void say(const std::string& text, const std::string& room) {
+        const std::string held = std::exchange(held_, "");
+        if (!same_name(room, heading())) {
+            held_ = text;
+            show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
+        } else if (!submit(text.empty() ? held : text, room)) {
+            show_notice("ERR Too much waits already: that line was not sent.");
+        } else if (returning_ && !text.empty()) {
+            show_notice("INFO That line waits until the connection is back.");
         }
     }
 
     void end_input() {
-        if (logged_in_) return quit();
+        if (!name_.empty()) return quit();
         end_chat("the input ended before the login was complete");
     }
 
+    Question begun_for_ = Question::none;  // the line that is typed now
+    std::string held_;                     // a line that was begun in another room
     Keyboard& keyboard_;
 };
 
@@ -890,9 +1041,10 @@ std::string padded(std::string_view text, int columns) {
 
 // clang-format off
 enum class Key {
-    text, paste, enter, escape, tab, backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    text, paste, too_large_paste, enter, escape, tab, interrupt, suspend, abort, redraw, info, rooms,
+    backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
-    click, focus_in, focus_out, redraw, info, rooms, unknown
+    click, focus_in, focus_out, unknown
 };
 // clang-format on
 
@@ -905,17 +1057,17 @@ struct Typed {
 // ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
 // clang-format off
 const std::map<std::string_view, Key> sequences = {
-    {"\x01", Key::home},      {"\x02", Key::left},      {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
-    {"\x06", Key::right},     {"\x07", Key::info},      {"\x08", Key::backspace},     {"\t", Key::tab},
-    {"\n", Key::enter},       {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},       {"\r", Key::enter},
-    {"\x0E", Key::down},      {"\x10", Key::up},        {"\x12", Key::rooms},         {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},         {"\33\x7F", Key::kill_word},
-    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33[A", Key::up},          {"\33[B", Key::down},
-    {"\33[C", Key::right},    {"\33[D", Key::left},     {"\33[H", Key::home},         {"\33[F", Key::end},
-    {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out}, {"\33[P", Key::info},        {"\33[Q", Key::rooms},
-    {"\33[1~", Key::home},    {"\33[3~", Key::erase},   {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down}, {"\33[7~", Key::home},  {"\33[8~", Key::end},
-    {"\33[11~", Key::info},   {"\33[12~", Key::rooms},
+    {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
+    {"\t", Key::tab},         {"\n", Key::enter},       {"\x0B", Key::kill_after},    {"\x0C", Key::redraw},
+    {"\r", Key::enter},       {"\x0E", Key::down},      {"\x10", Key::up},            {"\x12", Key::rooms},
+    {"\x15", Key::kill_before}, {"\x17", Key::kill_word}, {"\x1A", Key::suspend},     {"\x1C", Key::abort},
+    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left},
+    {"\33f", Key::word_right}, {"\33[A", Key::up},      {"\33[B", Key::down},         {"\33[C", Key::right},
+    {"\33[D", Key::left},     {"\33[H", Key::home},     {"\33[F", Key::end},          {"\33[I", Key::focus_in},
+    {"\33[O", Key::focus_out}, {"\33[P", Key::info},    {"\33[Q", Key::rooms},        {"\33[1~", Key::home},
+    {"\33[3~", Key::erase},   {"\33[4~", Key::end},     {"\33[5~", Key::page_up},     {"\33[6~", Key::page_down},
+    {"\33[7~", Key::home},    {"\33[8~", Key::end},     {"\33[11~", Key::info},       {"\33[12~", Key::rooms},
     {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
@@ -925,23 +1077,28 @@ class Keys {
    public:
     void add(std::string_view bytes) { bytes_ += bytes; }
 
-    // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
-    bool unfinished() const { return !bytes_.empty(); }
+    // What was read too much: it comes next again.
+    void put_back(const std::string& text) { bytes_.insert(0, text); }
+
+    // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
+    // Escape, half a character, or a paste or an answer of the terminal that does not end.
+    int patience() const { return bytes_.empty() ? -1 : ends_late() ? 1000 : 50; }
 
     // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
         if (bytes_.empty()) return std::nullopt;
-        if (bytes_.starts_with(paste_begins)) return pasted();
-        const std::size_t length = key_length();
+        if (bytes_.starts_with(paste_begins)) return pasted(all);
+        std::size_t length = key_length();
         if (length == 0 && !all) return std::nullopt;
-        const std::string bytes = bytes_.substr(0, std::max<std::size_t>(length, 1));
-        bytes_.erase(0, bytes.size());
+        if (length == 0) length = bytes_[0] == '\33' ? bytes_.size() : 1;
+        const std::string bytes = bytes_.substr(0, length);
+        bytes_.erase(0, length);
         return decoded(bytes);
     }
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t max_sequence = 32, max_paste = 1024UL * 1024;  // bytes
+    static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
     // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
     std::size_t key_length() const {
@@ -958,16 +1115,29 @@ class Keys {
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
-    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; what the terminal answers to a program that asked
+    // it, ESC ] or ESC P and the like, up to BEL or ESC \; or ESC and a character. A control character ends them all.
     std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
-        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
-        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
-        for (std::size_t i = 2; i < bytes_.size(); ++i) {
-            if (bytes_[i] >= '@' || i > max_sequence) return i + 1;
-        }
-        return 0;
+        const char kind = bytes_[1];
+        if (kind == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (kind != '[' && !is_answer()) return kind == '\33' ? 1 : 2;
+        std::size_t end = 2;
+        while (end < bytes_.size() && (kind == '[' ? is_parameter(bytes_[end]) : !is_control(bytes_[end]))) ++end;
+        if (end == bytes_.size()) return end > max_sequence ? end : 0;
+        if (kind == '[') return end + (is_control(bytes_[end]) ? 0 : 1);
+        if (bytes_[end] != '\33') return end + (bytes_[end] == '\a' ? 1 : 0);
+        if (end + 1 == bytes_.size()) return 0;
+        return end + (bytes_[end + 1] == '\\' ? 2 : 0);
     }
+
+    static bool is_parameter(char c) { return c >= ' ' && c < '@'; }
+
+    bool is_answer() const {
+        return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
+    }
+
+    bool ends_late() const { return bytes_.starts_with(paste_begins) || (bytes_.size() > 2 && is_answer()); }
 
     static Typed decoded(std::string bytes) {
         if (!is_control(bytes[0])) return {Key::text, bytes};
@@ -987,15 +1157,22 @@ class Keys {
         return {button == 64 ? Key::wheel_up : button == 65 ? Key::wheel_down : Key::unknown};
     }
 
-    std::optional<Typed> pasted() {
+    // Of a paste that is too large only its beginning and its end, or half of that, are kept.
+    std::optional<Typed> pasted(bool all) {
+        constexpr std::size_t begin = paste_begins.size();
         const std::size_t end = bytes_.find(paste_ends);
-        if (end == std::string::npos && bytes_.size() < max_paste) return std::nullopt;
-        const std::string text = bytes_.substr(paste_begins.size(), end - paste_begins.size());
+        if (end == std::string::npos && bytes_.size() > max_paste) {
+            bytes_.erase(begin, bytes_.size() - begin - paste_ends.size());
+            too_large_ = true;
+        }
+        if (end == std::string::npos && !all) return std::nullopt;
+        const std::string text = bytes_.substr(begin, end - begin);
         bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
-        return Typed{Key::paste, text};
+        return std::exchange(too_large_, false) ? Typed{Key::too_large_paste} : Typed{Key::paste, text};
     }
 
     std::string bytes_;
+    bool too_large_ = false;  // the paste that has begun
 };
 
 class Editor {
@@ -1012,8 +1189,9 @@ class Editor {
         return true;
     }
 
-    // Replaces what stands between `from` and the cursor.
+    // Replaces what stands between `from` and the cursor, if the line does not become too long.
     void replace_from(std::size_t from, std::string_view bytes) {
+        if (text_.size() - (cursor_ - from) + bytes.size() > max_line) return;
         erase(from, cursor_);
         insert(bytes);
     }
@@ -1321,7 +1499,7 @@ class Scrollback {
         if (entries_.empty()) return;
         const auto size = [&](std::size_t number) { return static_cast<long>(rows_of(number, columns).size()); };
         Bottom at = bottom_.value_or(Bottom{last(), 0});
-        at.number = std::max(at.number, first_);
+        if (at.number < first_) at = {first_, 0};
         at.hidden += up;
         for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
         while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
@@ -1430,11 +1608,12 @@ class ScreenClient : public Client {
         std::optional<long> room = {};
     };
 
-    // A question of ours, not the server's.
+    // A question: the server's, or one of ours.
     struct Prompt {
         std::string label;
         bool secret;
         std::function<void(const std::string&)> then;
+        Editor editor = {};
     };
 
     // ---- What comes (the reader)
@@ -1443,8 +1622,8 @@ class ScreenClient : public Client {
         const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
-        if (message.word == "ROOM") view_ = View::chat;
-        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take_text();  // it was for another question
+        if (message.word == "ROOM" && std::exchange(moving_, false)) view_ = View::chat;
+        if (message.word == "ERR") moving_ = false;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
         announce(message, entry);
@@ -1453,8 +1632,8 @@ class ScreenClient : public Client {
 
     // Draws attention to what somebody else says now.
     void announce(const Message& message, Entry& entry) {
-        const bool whisper = message.word == "MSG", speech = whisper || message.word == "SAY" || message.word == "ME";
-        if (!speech || message.past || same_name(message.fields[0], name_)) return;
+        if (!message.is_speech() || message.past || same_name(message.fields[0], name_)) return;
+        const bool whisper = message.word == "MSG";
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
         if (is_away()) {
@@ -1483,32 +1662,39 @@ class ScreenClient : public Client {
     bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
-        if (terminal_mode == whole_screen) draw();
+        if (terminal_mode == whole_screen && in_foreground()) draw();
     }
 
     // ---- What is typed (the writer)
 
-    // Locks.
-    void write() override {
-        Lock lock(mutex_);
-        set_terminal(whole_screen);
+    void write(Lock& lock) override {
         while (!ended_) {
-            draw();
-            const int limit = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            const bool ours = in_foreground();
+            if (ours && reopen_screen.exchange(false)) open_screen_again();
+            refresh();
+            const int limit = !ours                   ? 1000
+                              : keys_.patience() >= 0 ? keys_.patience()
+                              : view_ == View::rooms  ? refresh_wait
+                                                      : -1;
             lock.unlock();
-            const bool timeout = !wait(limit, flush(MSG_DONTWAIT));
+            const bool timeout = !wait(limit, ours);
             lock.lock();
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
     }
 
-    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over. Locks.
-    bool wait(int limit, const std::shared_ptr<Connection>& full) {
-        std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
-                                      {signal_.fd(), POLLIN, 0},
-                                      {stop_.fd(), POLLIN, 0},
-                                      {full ? full->fd() : -1, POLLOUT, 0}}};
+    void open_screen_again() {
+        set_terminal(whole_screen);
+        display_.invalidate();
+        title_.clear();
+    }
+
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
+    // Locks.
+    bool wait(int limit, bool ours) {
+        std::array<pollfd, 3> polled{
+            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
         const int ready = poll_any(polled, limit);
         if (ready <= 0) return ready < 0;
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
@@ -1527,6 +1713,9 @@ class ScreenClient : public Client {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
             case Key::redraw: return display_.invalidate();
+            case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
+            case Key::suspend: kill(0, SIGTSTP); return;
+            case Key::abort: kill(0, SIGQUIT); return;
             case Key::click: return click(typed);
             case Key::rooms: return open(View::rooms);
             case Key::info: return open(View::info);
@@ -1534,7 +1723,7 @@ class ScreenClient : public Client {
         }
         status_.clear();
         if (typed.key != Key::tab) candidates_.clear();
-        if (is_asked()) return press_in_line(typed, answer_);
+        if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
         switch (view_) {
             case View::chat: return press_in_line(typed, line_);
             case View::rooms: return press_in_rooms(typed);
@@ -1577,17 +1766,39 @@ class ScreenClient : public Client {
 
     // ---- The chat, and the line
 
-    bool is_asked() const { return question_ != Question::none || prompt_; }
+    // Returns the question that has the keyboard, if any. What was begun keeps it until Enter or Esc (promise 7).
+    Prompt* prompt() {
+        if (prompt_) return &*prompt_;
+        if (answer_ && !answer_->editor.text().empty()) return &*answer_;
+        if (view_ == View::chat && !line_.text().empty()) return nullptr;
+        if (question_ == Question::none) answer_.reset();
+        if (question_ != Question::none && (!answer_ || answer_number_ != question_number_)) ask_for_server();
+        return answer_ ? &*answer_ : nullptr;
+    }
+
+    // An answer that comes when nobody asks any more, or asks something else, becomes nothing.
+    void ask_for_server() {
+        static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
+        answer_number_ = question_number_;
+        answer_ = Prompt{labels[static_cast<std::size_t>(question_)], question_ >= Question::password,
+                         [this, number = question_number_](const std::string& text) {
+                             if (number == question_number_) return answer(text);
+                             status_ = "That was not sent: the question is over.";
+                         }};
+    }
 
     void press_in_line(const Typed& typed, Editor& editor) {
+        const bool in_chat = &editor == &line_;
+        if (in_chat && line_.text().empty()) begun_in_ = heading();
         switch (typed.key) {
             case Key::text:
                 if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
                 return;
             case Key::paste: return paste(typed.text, editor);
+            case Key::too_large_paste: status_ = "That is too large to be pasted, and was left out."; return;
             case Key::enter: return enter();
-            case Key::escape: prompt_.reset(); return;
-            case Key::tab: return complete();
+            case Key::escape: return leave_line();
+            case Key::tab: return in_chat ? complete() : void();
             case Key::page_up:
             case Key::page_down:
             case Key::wheel_up:
@@ -1599,23 +1810,35 @@ class ScreenClient : public Client {
     }
 
     void enter() {
-        if (question_ != Question::none) {
-            submit(answer_.take_text());
-        } else if (prompt_) {
-            const Prompt prompt = *std::exchange(prompt_, std::nullopt);
-            prompt.then(answer_.take_text());
-        } else {
-            say(line_.text());
+        if (prompt() == nullptr) return say();
+        std::optional<Prompt>& asked = prompt_ ? prompt_ : answer_;
+        Prompt done = *std::exchange(asked, std::nullopt);
+        done.then(done.editor.take_text());
+    }
+
+    // Esc gives the keyboard to what waits for it.
+    void leave_line() {
+        if (prompt_) {
+            prompt_.reset();
+        } else if (answer_) {
+            answer_.reset();
+        } else if (question_ != Question::none && !line_.text().empty()) {
+            line_.remember(line_.take_text());
         }
     }
 
-    void say(const std::string& text) {
-        const std::string command(trim(text));
+    void say() {
+        const std::string text = line_.text();
+        const std::string_view command = trim(text);
         if (command.empty()) return;
         if (is_quit(command)) return quit();
         if (same_name(command, "/rooms")) {
             open(View::rooms);
-        } else if (!submit(text)) {
+        } else if (!same_name(begun_in_, heading())) {
+            status_ = "You are in " + room_ + " now, no longer in " + begun_in_ + ": Enter says it here.";
+            begun_in_ = heading();
+            return;
+        } else if (!submit(text, begun_in_)) {
             status_ = "That cannot be sent now: the line stays here.";
             return;
         }
@@ -1634,12 +1857,14 @@ class ScreenClient : public Client {
             if (line.size() > max_line) status_ = "A line of it is too long, and was left out.";
             if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
-        if (lines.size() > 1 && !is_asked()) {
-            const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
-            prompt_ = Prompt{question, false, [this, lines](const std::string& answer) {
-                                 if (!answer.empty() && answer != "y") return;
-                                 for (const std::string& line : lines) submit(line);
-                             }};
+        if (lines.size() > 1 && &editor == &line_) {
+            ask("Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ", false,
+                [this, lines, room = heading()](const std::string& no) {
+                    if (!no.empty() && no != "y") return;
+                    const bool all = std::all_of(lines.begin(), lines.end(),
+                                                 [&](const std::string& line) { return submit(line, room); });
+                    if (!all) status_ = "Not all of that can be sent now.";
+                });
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
         }
@@ -1685,7 +1910,7 @@ class ScreenClient : public Client {
     // ---- The list of rooms, and the page of help
 
     void list_rooms() {
-        if (question_ == Question::none) submit("/rooms");
+        if (is_idle() && question_ == Question::none) submit("/rooms", room_);
     }
 
     // Returns where the chosen room stands in the list; at its start, if it is not there.
@@ -1702,12 +1927,14 @@ class ScreenClient : public Client {
     }
 
     void press_in_rooms(const Typed& typed) {
-        if (typed.key == Key::enter) return join();
-        if (typed.key == Key::escape) view_ = View::chat;
-        if (typed.key != Key::text) return choose(rows_down(typed.key));
-        std::size_t at = 0;  // after a letter that asks for something, the rest is the answer
-        while (at < typed.text.size() && view_ == View::rooms && !is_asked()) press_button(typed.text[at++]);
-        if (at < typed.text.size()) press({Key::text, typed.text.substr(at)});
+        switch (typed.key) {
+            case Key::enter: return join();
+            case Key::escape: view_ = View::chat; return;
+            case Key::text: break;
+            default: return choose(rows_down(typed.key));
+        }
+        press_button(typed.text[0]);
+        keys_.put_back(typed.text.substr(1));  // it came with what was typed next
     }
 
     void press_button(char letter) {
@@ -1728,28 +1955,33 @@ class ScreenClient : public Client {
             view_ = View::chat;
         } else if (room.needs_code && !same_name(name_, "admin")) {
             ask("The code of " + room.name + ": ", true,
-                [this, command](const std::string& code) { submit(command + ' ' + code); });
+                [this, command](const std::string& code) { move(command + ' ' + code); });
         } else {
-            submit(command);
+            move(command);
         }
+    }
+
+    // When it has been done the chat is shown.
+    void move(const std::string& command) {
+        moving_ = submit(command, heading());
+        if (!moving_) status_ = "That cannot be done now.";
     }
 
     void create() {
         ask("The new room's name: ", false, [this](const std::string& name) {
             if (name.empty()) return;
             ask("A code of five digits, or nothing: ", false,
-                [this, name](const std::string& code) { submit("/create " + name + ' ' + code); });
+                [this, name](const std::string& code) { move("/create " + name + ' ' + code); });
         });
     }
 
     void shut_down() {
         ask("To shut the server down, its exit code: ", true, [this](const std::string& code) {
-            if (!code.empty()) submit("/shutdown " + code);
+            if (!code.empty()) submit("/shutdown " + code, heading());
         });
     }
 
     void ask(const std::string& label, bool secret, std::function<void(const std::string&)> then) {
-        answer_.take_text();
         prompt_ = Prompt{label, secret, std::move(then)};
     }
 
@@ -1810,6 +2042,7 @@ class ScreenClient : public Client {
     void draw_chat(Canvas& canvas, int top, int bottom) {
         const int margin = canvas.columns >= wide ? 20 : 0;
         columns_ = canvas.columns - margin;
+        if (!scrollback_.follows()) scrollback_.scroll(0, height_, columns_);  // older lines may be gone
         const std::deque<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
             canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
@@ -1887,32 +2120,31 @@ class ScreenClient : public Client {
         canvas.fill(row, "─", Style::faint);
         const bool older = view_ == View::chat && !scrollback_.follows();
         const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
-        const std::string text = !status_.empty() ? status_
-                                 : older          ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
-                                                  : news;
+        const std::string text =
+            !status_.empty()                                       ? status_
+            : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
+            : waiting_.size() > (returning_ ? 0 : 1) ? std::to_string(waiting_.size()) + " of your lines wait"
+            : older                                  ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
+                                                     : news;
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
-    }
-
-    std::string label() const {
-        static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
-        return question_ == Question::none && prompt_ ? prompt_->label : labels[static_cast<std::size_t>(question_)];
     }
 
     // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
-        if (!is_asked() && view_ == View::rooms) {
+        Prompt* asked = prompt();
+        if (asked == nullptr && view_ == View::rooms) {
             canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint);
             return;
         }
-        if (!is_asked() && view_ == View::info) {
+        if (asked == nullptr && view_ == View::info) {
             button(canvas, row, 0, " Esc Back ", {Key::escape});
             return;
         }
-        const Editor& editor = is_asked() ? answer_ : line_;
-        const bool secret = question_ == Question::none ? prompt_ && prompt_->secret : question_ >= Question::password;
-        const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
+        const Editor& editor = asked != nullptr ? asked->editor : line_;
+        const bool secret = asked != nullptr && asked->secret;
+        const int start = asked == nullptr ? 0 : canvas.put(row, 0, asked->label, Style::mark, canvas.columns * 2 / 3);
         const int room = canvas.columns - start;
         const int cursor = columns_of(editor.before_cursor());
         const int step = std::max(room / 2, 1);
@@ -1928,7 +2160,7 @@ class ScreenClient : public Client {
         Client::print_end();
     }
 
-    static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr int refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_candidates = 100;
@@ -1944,13 +2176,16 @@ class ScreenClient : public Client {
     Display display_;
     View view_ = View::chat;
     Scrollback scrollback_;
-    Editor line_, answer_;  // what is typed into the chat, and as the answer to a question
-    std::optional<Prompt> prompt_;
-    std::string status_;             // shown until the next key
-    std::string title_;              // of the window, as sent
-    bool focused_ = true;            // of the terminal's window, if it reports that
-    bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
-    bool bell_ = false;              // is to be rung
+    Editor line_;                            // what is typed into the chat
+    std::string begun_in_;                   // the room in which it was begun
+    std::optional<Prompt> prompt_, answer_;  // a question of ours, and the server's
+    unsigned answer_number_ = 0;             // of the server's question that answer_ is for
+    bool moving_ = false;                    // from the list of rooms to another one
+    std::string status_;                     // shown until the next key
+    std::string title_;                      // of the window, as sent
+    bool focused_ = true;                    // of the terminal's window, if it reports that
+    bool entered_just_now_ = false;          // a WHO line belongs to a ROOM line
+    bool bell_ = false;                      // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
@@ -1982,11 +2217,14 @@ Address read_address(const std::string& text, const std::optional<std::string>& 
     const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
     const std::size_t colon = text.rfind(':');
     if (bracket != std::string::npos) {
+        const std::string behind = text.substr(bracket + 1);
         address.host = text.substr(1, bracket - 1);
-        if (bracket + 1 < text.size()) address.port = text.substr(std::min(bracket + 2, text.size()));
+        if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
     } else if (colon != std::string::npos && colon == text.find(':')) {
         address = {text.substr(0, colon), text.substr(colon + 1)};
     }
+    if (address.host.empty()) throw UsageError("the host is missing");
+    if (port && address.port != default_port) throw UsageError("there are two ports");
     if (port) address.port = *port;
     if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
     return address;
@@ -2150,24 +2388,29 @@ class HelperConnection : public Connection {
     void read_last_messages() {
         if (pid_ == 0) return;
         pollfd polled{errors_.get(), POLLIN, 0};
-        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(messages_, errors_.get())) continue;
+        for (int i = 0; i < 4 && errors_ && poll(&polled, 1, 100) > 0; ++i) {
+            if (!read_into(messages_, errors_.get())) break;
+        }
         const int status = end_helper();
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        } else if (WIFSIGNALED(status)) {
+            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
         }
     }
 
-    // Ends the command, if it has not ended by itself, and returns its status. Blocks for a second at most.
+    // Ends the command, and returns its status if it has ended by itself. Blocks for about a second at most.
     int end_helper() {
-        int status = 0;
+        constexpr int patience = 20, limit = 120;  // hundredths of a second: for its own end, and for any
+        int status = 0, waited = 0;
         if (pid_ == 0) return status;
         end();
-        for (int i = 0; waitpid(pid_, &status, WNOHANG) == 0; ++i) {
-            if (i == 10 || i == 90) kill(pid_, i == 10 ? SIGTERM : SIGKILL);
+        for (; waitpid(pid_, &status, WNOHANG) == 0; ++waited) {
+            if (waited == patience || waited == limit) kill(pid_, waited == limit ? SIGKILL : SIGTERM);
             std::this_thread::sleep_for(10ms);
         }
         helper_pid = pid_ = 0;
-        return status;
+        return waited <= patience ? status : 0;
     }
 
     Fd errors_;
@@ -2235,6 +2478,11 @@ std::string one_of(const std::string& name, const std::string& given, const std:
     throw UsageError(name + " takes " + all + ", not '" + given + "'");
 }
 
+[[noreturn]] void print_and_exit(const std::string& text) {
+    if (!(std::cout << text << std::flush)) throw_errno("write");
+    std::exit(0);
+}
+
 // Throws a UsageError at a wrong one; --help and --version answer and exit.
 Options read_options(int argc, char** argv) {
     enum { name, via, list, plain, color, bell, help_text, version_text };
@@ -2256,8 +2504,8 @@ Options read_options(int argc, char** argv) {
             case plain: options.plain = true; break;
             case color: options.color = one_of("--color", optarg, {"auto", "always", "never"}); break;
             case bell: options.bell = one_of("--bell", optarg, {"off", "private", "mention", "all"}); break;
-            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
-            case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
+            case help_text: print_and_exit("usage: " + program + usage);
+            case version_text: print_and_exit("chatroom " + std::string(version) + '\n');
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
@@ -2269,6 +2517,7 @@ Options read_options(int argc, char** argv) {
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
     if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
+    if (options.list && options.host) throw UsageError("--list takes no host");
     if (options.host) read_address(*options.host, options.port);
     return options;
 }
@@ -2281,7 +2530,7 @@ int list_servers() {
 }
 
 Target find_target(const Options& options, Keyboard& keyboard) {
-    if (options.via) return {*options.via, *options.via};
+    if (options.via) return {clean(*options.via), *options.via};
     const Address address = options.host ? read_address(*options.host, options.port) : choose_server(keyboard);
     return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
 }
@@ -2313,6 +2562,9 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
     program = std::filesystem::path(argv[0]).filename();
+    int unused = 0;  // nothing else may get the number of a standard descriptor that was closed
+    while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
+    close(unused);
     std::setlocale(LC_CTYPE, "");
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {

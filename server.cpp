@@ -1761,7 +1761,7 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
 
 // Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
-    const std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
+    std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
     if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
     return target;
 }
