@@ -1180,21 +1180,16 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Inserts text at the cursor; false, and nothing, if the line would become longer than a line may be.
-    bool insert(std::string_view bytes) {
+    // Replaces what stands from `from` to `to`; false, and nothing, if the line would become longer than a line may be.
+    bool replace(std::size_t from, std::size_t to, std::string_view bytes) {
         const std::string cleaned = clean(bytes);
-        if (text_.size() + cleaned.size() > max_line) return false;
-        text_.insert(cursor_, cleaned);
-        move_to(cursor_ + cleaned.size());
+        if (text_.size() - (to - from) + cleaned.size() > max_line) return false;
+        text_.replace(from, to - from, cleaned);
+        move_to(from + cleaned.size());
         return true;
     }
-
-    // Replaces what stands between `from` and the cursor, if the line does not become too long.
-    void replace_from(std::size_t from, std::string_view bytes) {
-        if (text_.size() - (cursor_ - from) + bytes.size() > max_line) return;
-        erase(from, cursor_);
-        insert(bytes);
-    }
+    bool insert(std::string_view bytes) { return replace(cursor_, cursor_, bytes); }
+    bool replace_from(std::size_t from, std::string_view bytes) { return replace(from, cursor_, bytes); }
 
     // Returns the line that was typed, and leaves an empty one.
     std::string take_text() {
@@ -1243,10 +1238,7 @@ class Editor {
     // What was typed or erased may have joined two graphemes.
     void move_to(std::size_t at) { cursor_ = boundary(at); }
 
-    void erase(std::size_t from, std::size_t to) {
-        text_.erase(from, to - from);
-        move_to(from);
-    }
+    void erase(std::size_t from, std::size_t to) { replace(from, to, ""); }
 
     std::size_t left() const {
         std::size_t before = 0;
@@ -1355,7 +1347,7 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The terminal may show anything: the next canvas is sent whole.
+    // The next canvas is sent whole.
     void invalidate() { shown_ = Canvas(0, 0); }
 
     // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
@@ -1562,30 +1554,25 @@ class Scrollback {
 enum class View { chat, rooms, info };
 
 constexpr std::string_view info_text =
-    R"(This is Chatroom: you talk with everybody who is in the same room of a server. What you type is sent with Enter.
+    R"(This is Chatroom: you talk with everybody who is in the same room. Enter sends what you type.
 
 Keys
-  F1 or Ctrl-G           this page
-  F2 or Ctrl-R           the list of rooms, and how to make one
-  PgUp, PgDn, the wheel  what was said before
-  Up, Down               what you typed before
-  Tab                    completes a command, a name or a room; again: the next one
-  Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
-  Alt-B, Alt-F           a word back, a word forward
-  Ctrl-L                 redraws the screen
-  Ctrl-Z, Ctrl-C         stops the client until fg; ends it
-  Shift and the mouse    selects text, as elsewhere
+F1 or Ctrl-G          this page
+F2 or Ctrl-R          the rooms, and how to make one
+PgUp, PgDn, wheel     what was said before
+Up, Down              what you typed before
+Tab                   completes a command, a name or a room; again: the next one
+Ctrl-A E B F U K W    to the start, to the end, back, forward; erase to the start, to the end, a word
+Alt-B, Alt-F          a word back, a word forward
+Ctrl-L                redraws the screen
+Ctrl-Z, Ctrl-C        stops the client until fg; ends it
+Shift and the mouse   selects text, as elsewhere
 
-In the list of rooms
-  arrows, Enter          choose a room, and go there; so does a double click
-  c  r  i  x             create a room; list them again; this page; shut the server down with its exit code
+In the list of rooms, the arrows and Enter or a double click go to one; c creates one; x shuts the server down.
 
-Commands
-  /help /who /rooms /time /quote       /help COMMAND explains one
-  /msg NAME TEXT   /reply TEXT         in private
-  /me TEXT   /echo TEXT   /ignore NAME
-  /create ROOM CODE   /join ROOM CODE   /leave
-  /password   /quit   /exit   /shutdown CODE
+/help /who /rooms /time /quote   /help COMMAND explains one
+/msg NAME TEXT   /reply TEXT   /ignore NAME   /me TEXT   /echo TEXT
+/create ROOM CODE   /join ROOM CODE   /leave   /password   /quit   /exit   /shutdown CODE
 The owner of a room: /kick NAME   /close
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
@@ -1601,11 +1588,9 @@ class ScreenClient : public Client {
     }
 
    private:
-    // It stands for a key, or for a room in the list.
     struct ClickTarget {
         int row, from, to;  // columns
-        Typed key;
-        std::optional<long> room = {};
+        std::function<void()> act;
     };
 
     // A question: the server's, or one of ours.
@@ -1670,7 +1655,10 @@ class ScreenClient : public Client {
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
-            if (ours && reopen_screen.exchange(false)) open_screen_again();
+            if (ours && reopen_screen.exchange(false)) {
+                set_terminal(whole_screen);
+                invalidate();
+            }
             refresh();
             const int limit = !ours                   ? 1000
                               : keys_.patience() >= 0 ? keys_.patience()
@@ -1684,8 +1672,8 @@ class ScreenClient : public Client {
         }
     }
 
-    void open_screen_again() {
-        set_terminal(whole_screen);
+    // The terminal may show anything: all is sent again.
+    void invalidate() {
         display_.invalidate();
         title_.clear();
     }
@@ -1701,7 +1689,7 @@ class ScreenClient : public Client {
         const Lock lock(mutex_);
         if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
             signal_.clear();
-            display_.invalidate();
+            invalidate();
         }
         if (gone) end_chat("the terminal is gone");
         return true;
@@ -1712,7 +1700,7 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return display_.invalidate();
+            case Key::redraw: return invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
             case Key::suspend: kill(0, SIGTSTP); return;
             case Key::abort: kill(0, SIGQUIT); return;
@@ -1735,11 +1723,12 @@ class ScreenClient : public Client {
         const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
             return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
         });
-        if (hit == targets_.end()) return;
-        if (!hit->room) return press(Typed(hit->key));
+        if (hit != targets_.end()) hit->act();
+    }
+
+    void click_room(long number) {
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = chosen_ == *hit->room && since < double_click;
-        chosen_ = *hit->room;
+        const bool twice = std::exchange(chosen_, number) == number && since < double_click;
         if (twice) join();
     }
 
@@ -1927,24 +1916,18 @@ class ScreenClient : public Client {
     }
 
     void press_in_rooms(const Typed& typed) {
-        switch (typed.key) {
-            case Key::enter: return join();
-            case Key::escape: view_ = View::chat; return;
-            case Key::text: break;
-            default: return choose(rows_down(typed.key));
-        }
+        if (typed.key == Key::enter) return join();
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (typed.key != Key::text) return choose(rows_down(typed.key));
         press_button(typed.text[0]);
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
     }
 
     void press_button(char letter) {
-        switch (letter) {
-            case 'c': return create();
-            case 'r': return list_rooms();
-            case 'i': return open(View::info);
-            case 'x': return shut_down();
-            default: return;
-        }
+        if (letter == 'c') create();
+        if (letter == 'r') list_rooms();
+        if (letter == 'i') open(View::info);
+        if (letter == 'x') shut_down();
     }
 
     void join() {
@@ -2023,7 +2006,7 @@ class ScreenClient : public Client {
     // Paints something that can be clicked; returns the column behind it.
     int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
         const int end = canvas.put(row, column, label, Style::button);
-        targets_.push_back({row, column, end, key});
+        targets_.push_back({row, column, end, [this, key] { press(key); }});
         return end;
     }
 
@@ -2097,7 +2080,7 @@ class ScreenClient : public Client {
                                                std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
                                                room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
             canvas.put(row, 0, padded(text, canvas.columns), style);
-            targets_.push_back({row, 0, canvas.columns, {}, room.number});
+            targets_.push_back({row, 0, canvas.columns, [this, number = room.number] { click_room(number); }});
         }
     }
 
