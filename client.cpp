@@ -121,7 +121,7 @@ void set_terminal(TerminalMode mode) {
     }
     if (terminal_mode == whole_screen) try_to_write(close_screen);
     terminal_mode = mode;
-    tcsetattr(STDIN_FILENO, TCSANOW, &wanted);
+    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
     if (mode == whole_screen) try_to_write(open_screen);
 }
 
@@ -507,24 +507,33 @@ class Client {
         return !ended_;
     }
 
-    // The writer: queues a line that was begun in a room. False: not now.
-    bool submit(const std::string& text, const std::string& room) {
-        if ((!logged_in_ && !returning_) || waiting_.size() >= max_waiting) return false;
+    // The writer: queues a line for the room that heading() returns. False: not now.
+    bool submit(const std::string& text) {
+        if (name_.empty() || waiting_.size() >= max_waiting) return false;
         const bool empty = trim(clean(text)).empty();  // the server would not answer that
-        if (!empty) waiting_.push_back({text, room, destination(text)});
+        if (!empty) waiting_.push_back({text, heading(), destination(text)});
         send_next();
         return true;
     }
 
-    // Returns the room in which a line that is begun now would be said: behind those that wait, and after the return.
+    // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
     std::string heading() const {
         const auto last =
             std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
-        return last != waiting_.rend() ? last->leads_to : returning_ ? back_to_ : room_;
+        return last == waiting_.rend() ? room_ : last->leads_to;
     }
 
+    // Returns whether the server may ask something next: it has had an answer, or /password.
+    bool may_be_asked() const { return answered_ != Question::none || heading() == "?"; }
+
+    // Returns whether the connection has broken, and we are not in again.
+    bool returning() const { return !logged_in_ && !name_.empty(); }
+
     // Returns whether the server has answered all that it was sent, and waits for the next line.
-    bool is_idle() const { return logged_in_ && !returning_ && waiting_.empty() && answered_ == Question::none; }
+    bool is_idle() const { return logged_in_ && waiting_.empty() && open_question() == 0 && !may_be_asked(); }
+
+    // Returns the number of the question that is open; 0 if none is.
+    unsigned open_question() const { return question_ == Question::none ? 0 : question_number_; }
 
     // The writer: sends the answer to the question that is open.
     void answer(const std::string& text) {
@@ -542,7 +551,7 @@ class Client {
     // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
     void quit() {
         exit_status_ = 0;
-        const bool is_command = logged_in_ && question_ == Question::none && answered_ == Question::none;
+        const bool is_command = logged_in_ && open_question() == 0 && !may_be_asked();
         if (!is_command || std::exchange(quitting_, true)) return end_chat();
         server_->send_line("/quit");
     }
@@ -570,16 +579,14 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
-    unsigned question_number_ = 0;                // another one whenever something is asked, or is not any more
     std::deque<OwnLine> waiting_;                 // not answered yet
-    bool returning_ = false;                      // to the room where we were when the connection broke
-    bool logged_in_ = false;                      // the login is complete, and the connection stands
+    bool logged_in_ = false;                      // we are in a room; false again when the connection breaks
     bool ended_ = false;                          // the chat is over
     std::string error_;                           // why it is, if the server has not said
     std::string output_error_;                    // why nobody can see what is shown any more
     std::string server_reason_;                   // what the server has said
     std::string trouble_;                         // what is wrong with the connection now
-    std::string name_;                            // ours, as the server has it
+    std::string name_;                            // ours, as the server has it; empty before the login
     std::string room_ = "public";                 // where we are
     std::string code_ = "-";                      // of that room
     std::string owner_;                           // of that room
@@ -631,7 +638,8 @@ class Client {
         if (word == "NICK") answer_name();
         if (word == "PASS") answer_password();
         if (word == "NEWPASS") set_question(Question::new_password);
-        if (word == "INFO" || word == "ERR") end_questions(word == "INFO");
+        if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
+        if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
@@ -652,28 +660,25 @@ class Client {
     }
 
     // Returns the room to which a line brings us, as OwnLine::leads_to.
-    std::string destination(std::string_view line) const {
+    static std::string destination(std::string_view line) {
         const std::string command = fold(take_word(line));
-        const std::string_view which = trim(line).substr(0, trim(line).find(' '));
+        line = trim(line);
+        const std::string_view room = take_word(line);
         if (command == "/leave") return "public";
         if (command == "/password") return "?";  // what is typed ahead may be an answer
         if (command != "/join" && command != "/create") return "";
-        for (const ListedRoom& room : rooms_) {
-            if (std::to_string(room.number) == which) return room.name;
-        }
-        return valid_name(which) ? std::string(which) : "?";
+        return valid_name(room) ? std::string(room) : "?";
     }
 
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
     bool answers(const Message& message, const OwnLine& line) const {
         static const std::set<std::string_view> unasked = {"SAY",  "ME",    "MSG",   "BLOCKED",
                                                            "JOIN", "LEAVE", "OWNER", "LIST"};
-        if (message.word == "ERR" || is_own(message)) return true;
+        if (message.word == "ERR") return true;
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
-        return !speaks(line.text) && !unasked.contains(message.word);
+        if (speaks(line.text)) return message.is_speech() && same_name(message.fields[0], name_);
+        return !unasked.contains(message.word);
     }
-
-    bool is_own(const Message& message) const { return message.is_speech() && same_name(message.fields[0], name_); }
 
     void confirm_line() {
         if (speaks(waiting_.front().text)) last_said_ = waiting_.front().text;
@@ -681,10 +686,10 @@ class Client {
         sent_ = false;
     }
 
-    // Sends the next line, unless the server has yet to answer one, asks something, or brings us back. Lines for
-    // another room than this are not sent, and that is told.
+    // Sends the next line, unless the server has yet to answer one, or asks something. Lines for another room than
+    // this are not sent, and that is told.
     void send_next() {
-        if (!logged_in_ || returning_ || sent_ || question_ != Question::none || answered_ != Question::none) return;
+        if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
         const std::size_t lost = waiting_.size();
         while (!waiting_.empty() && !same_name(waiting_.front().room, room_)) waiting_.pop_front();
         if (lost > waiting_.size()) show_notice("ERR You are in " + room_ + " now: " + unsent(lost - waiting_.size()));
@@ -705,10 +710,10 @@ class Client {
         ++question_number_;
     }
 
-    // After /password the questions go on until it is done. (A wrong password is asked for again.)
-    void end_questions(bool done) {
-        if (done && answered_ >= Question::new_password) password_ = typed_password_;
-        if (done || answered_ >= Question::new_password) answered_ = Question::none;
+    // The server has accepted the password that was typed last, or /password is over without a new one.
+    void complete_password() {
+        if (!typed_password_.empty()) password_ = std::exchange(typed_password_, "");
+        set_question(Question::none);
     }
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
@@ -731,7 +736,7 @@ class Client {
     void answer_name() {
         if (name_to_send_ && !name_to_send_->empty()) {
             server_->send_line(std::exchange(*name_to_send_, ""));
-        } else if (returning_) {  // the server has not yet noticed that we were gone
+        } else if (returning()) {  // the server has not yet noticed that we were gone
             server_->end();
         } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
             end_chat("the server did not take the name");
@@ -740,18 +745,14 @@ class Client {
         }
     }
 
-    // Another one than the server took before is not kept to reconnect with.
     void answer_password() {
-        if (returning_ && !password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
-        if (returning_) password_.clear();
+        if (!password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
         set_question(Question::password);
     }
 
     void complete_login(std::string_view name) {
-        set_question(Question::none);
+        complete_password();
         name_ = valid_name(name) ? name : "";
-        if (!typed_password_.empty()) password_ = typed_password_;
-        logged_in_ = true;
         delay_ = first_delay;
         trouble_.clear();
     }
@@ -764,14 +765,7 @@ class Client {
         code_ = has_code ? code : "-";
         owner_.clear();
         members_.clear();
-        if (returning_) go_back();
-    }
-
-    // Everyone is in public first. The answer to our /join ends the return, whatever it is.
-    void go_back() {
-        returning_ = !rejoining_ && !same_name(room_, back_to_);
-        if (returning_) server_->send_line("/join " + back_to_ + (back_code_ == "-" ? "" : ' ' + back_code_));
-        rejoining_ = returning_;
+        logged_in_ = true;
     }
 
     void add_members(std::string_view names) {
@@ -809,7 +803,7 @@ class Client {
     // A client that was silent for too long may not return by itself either: there would be no limit. But a refusal on
     // the way back may pass: a server that is full, say.
     void end_by_server(const Message& message) {
-        if (message.word == "REFUSE" && returning_) return server_->end();
+        if (message.word == "REFUSE" && returning()) return server_->end();
         server_reason_ = message.text;
         server_ended_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
@@ -819,11 +813,7 @@ class Client {
     bool reconnect() {
         Lock lock(mutex_);
         if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
-        if (!returning_) back_to_ = room_, back_code_ = code_;
-        returning_ = true;
-        logged_in_ = sent_ = rejoining_ = false;
-        set_question(Question::none);
-        typed_password_.clear();
+        prepare_return();
         for (std::string problem = "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
@@ -836,6 +826,16 @@ class Client {
             if (problem.empty()) return !ended_;
         }
         return false;
+    }
+
+    // After the login we are in public: what goes first is to join the room where we were.
+    void prepare_return() {
+        const std::string join = "/join " + room_ + (code_ == "-" ? "" : ' ' + code_);
+        const bool known = !waiting_.empty() && waiting_.front().text == join;
+        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "public", room_});
+        logged_in_ = sent_ = false;
+        set_question(Question::none);
+        typed_password_.clear();
     }
 
     // Returns what went wrong, if anything did. Blocks as open_connection() does. Locks, but not while it blocks.
@@ -861,11 +861,10 @@ class Client {
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
     std::string typed_password_;                // not accepted yet
+    unsigned question_number_ = 0;              // another one whenever something is asked, or is not any more
     Question answered_ = Question::none;        // what the server has got an answer to, and not yet replied
     bool sent_ = false;                         // the first line that waits is with the server
     std::string last_said_;                     // of our lines, as far as we know
-    std::string back_to_, back_code_;           // the room to return to
-    bool rejoining_ = false;                    // it has been asked for
     std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
     std::vector<ListedRoom> listing_;           // of an answer that is not complete
     long left_to_list_ = 0;                     // how many there will be
@@ -896,12 +895,14 @@ class PlainClient : public Client {
         set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
     }
 
-    // The kernel edits the line: it may have been begun at any time since the last one was read.
+    // The kernel edits a line that is typed: it may have been begun at any time since the last one was read.
     void write(Lock& lock) override {
-        const auto takes_line = [this] { return question_ != Question::none || returning_ || is_idle(); };
+        const auto takes_line = [this] {
+            return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle());
+        };
         while (wait_until(lock, takes_line)) {
             begun_for_ = question_;
-            const unsigned number = question_number_;
+            const unsigned number = open_question();
             const std::string room = heading();
             lock.unlock();
             const std::optional<Line> line = keyboard_.read_line(stop_);
@@ -915,28 +916,28 @@ class PlainClient : public Client {
     }
 
     void enter_line(const Line& line, unsigned number, const std::string& room) {
-        const bool typed = isatty(STDIN_FILENO) != 0;
         if (line.too_long) {
             std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (typed && number != question_number_) {
-            show_notice("ERR That line was not sent: it was begun before the server's last question, or for it.");
-        } else if (question_ != Question::none) {
+        } else if (typed_ && number != open_question()) {
+            show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
+        } else if (open_question() != 0) {
             answer(line.text);
         } else if (is_quit(line.text)) {
             quit();
         } else {
-            say(line.text, typed ? room : heading());
+            say(line.text, typed_ ? room : heading());
         }
     }
 
     void say(const std::string& text, const std::string& room) {
-        const std::string held = std::exchange(held_, "");
+        const std::string line = text.empty() ? held_ : text;
+        held_.clear();
         if (!same_name(room, heading())) {
-            held_ = text;
+            held_ = line;
             show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
-        } else if (!submit(text.empty() ? held : text, room)) {
+        } else if (!submit(line)) {
             show_notice("ERR Too much waits already: that line was not sent.");
-        } else if (returning_ && !text.empty()) {
+        } else if (returning() && !line.empty()) {
             show_notice("INFO That line waits until the connection is back.");
         }
     }
@@ -946,6 +947,7 @@ class PlainClient : public Client {
         end_chat("the input ended before the login was complete");
     }
 
+    const bool typed_ = isatty(STDIN_FILENO) != 0;
     Question begun_for_ = Question::none;  // the line that is typed now
     std::string held_;                     // a line that was begun in another room
     Keyboard& keyboard_;
@@ -1760,18 +1762,18 @@ class ScreenClient : public Client {
         if (prompt_) return &*prompt_;
         if (answer_ && !answer_->editor.text().empty()) return &*answer_;
         if (view_ == View::chat && !line_.text().empty()) return nullptr;
-        if (question_ == Question::none) answer_.reset();
-        if (question_ != Question::none && (!answer_ || answer_number_ != question_number_)) ask_for_server();
+        if (open_question() == 0) answer_.reset();
+        if (open_question() != 0 && (!answer_ || answer_number_ != open_question())) ask_for_server();
         return answer_ ? &*answer_ : nullptr;
     }
 
     // An answer that comes when nobody asks any more, or asks something else, becomes nothing.
     void ask_for_server() {
         static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
-        answer_number_ = question_number_;
+        answer_number_ = open_question();
         answer_ = Prompt{labels[static_cast<std::size_t>(question_)], question_ >= Question::password,
-                         [this, number = question_number_](const std::string& text) {
-                             if (number == question_number_) return answer(text);
+                         [this, number = open_question()](const std::string& text) {
+                             if (number == open_question()) return answer(text);
                              status_ = "That was not sent: the question is over.";
                          }};
     }
@@ -1824,10 +1826,10 @@ class ScreenClient : public Client {
         if (same_name(command, "/rooms")) {
             open(View::rooms);
         } else if (!same_name(begun_in_, heading())) {
-            status_ = "You are in " + room_ + " now, no longer in " + begun_in_ + ": Enter says it here.";
+            status_ = "You are in " + heading() + " now, no longer in " + begun_in_ + ": Enter says it here.";
             begun_in_ = heading();
             return;
-        } else if (!submit(text, begun_in_)) {
+        } else if (!submit(text)) {
             status_ = "That cannot be sent now: the line stays here.";
             return;
         }
@@ -1850,9 +1852,10 @@ class ScreenClient : public Client {
             ask("Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ", false,
                 [this, lines, room = heading()](const std::string& no) {
                     if (!no.empty() && no != "y") return;
-                    const bool all = std::all_of(lines.begin(), lines.end(),
-                                                 [&](const std::string& line) { return submit(line, room); });
-                    if (!all) status_ = "Not all of that can be sent now.";
+                    const bool all =
+                        same_name(room, heading()) &&
+                        std::all_of(lines.begin(), lines.end(), [&](const std::string& line) { return submit(line); });
+                    if (!all) status_ = "Not all of that was sent: it was for " + room + ", or too much.";
                 });
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
@@ -1899,7 +1902,7 @@ class ScreenClient : public Client {
     // ---- The list of rooms, and the page of help
 
     void list_rooms() {
-        if (is_idle() && question_ == Question::none) submit("/rooms", room_);
+        if (is_idle()) submit("/rooms");
     }
 
     // Returns where the chosen room stands in the list; at its start, if it is not there.
@@ -1946,7 +1949,7 @@ class ScreenClient : public Client {
 
     // When it has been done the chat is shown.
     void move(const std::string& command) {
-        moving_ = submit(command, heading());
+        moving_ = submit(command);
         if (!moving_) status_ = "That cannot be done now.";
     }
 
@@ -1960,7 +1963,7 @@ class ScreenClient : public Client {
 
     void shut_down() {
         ask("To shut the server down, its exit code: ", true, [this](const std::string& code) {
-            if (!code.empty()) submit("/shutdown " + code, heading());
+            if (!code.empty()) submit("/shutdown " + code);
         });
     }
 
@@ -2106,9 +2109,9 @@ class ScreenClient : public Client {
         const std::string text =
             !status_.empty()                                       ? status_
             : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
-            : waiting_.size() > (returning_ ? 0 : 1) ? std::to_string(waiting_.size()) + " of your lines wait"
-            : older                                  ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
-                                                     : news;
+            : waiting_.size() > (returning() ? 0 : 1) ? std::to_string(waiting_.size()) + " of your lines wait"
+            : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
+                                                      : news;
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
     }
 

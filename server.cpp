@@ -1123,8 +1123,8 @@ class LineFile {
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        std::string text;  // read, and not yet a whole line
-        std::array<char, 65536> bytes{};
+        std::string text;                // read, and not yet a whole line
+        std::array<char, 2048> bytes{};  // on the stack of each client's thread, which keeps what it has touched
         for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
@@ -1416,7 +1416,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
-    if (changed) info(lock, user, "Your password is changed.");
+    if (asked) info(lock, user, changed ? "Your password is changed." : "Nothing was changed.");
 }
 
 // Asks for the password that a name needs, if any, or for a new one where it has none yet. That goes before the
