@@ -5,7 +5,7 @@
 //   CHATROOM_HOSTILE_SEED=N       the same ones again; the seed is printed
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/ioctl.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <clocale>
@@ -137,12 +137,13 @@ TEST(Paste, MayHoldAnyCharacter) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Keys
 
-// Waits until the program has read all that was typed, where the system tells.
+// Waits until the program has read all that was typed, where the system tells. (On Linux poll(2) has what is on its way
+// to the other end of the terminal delivered first.)
 void wait_until_read(const Process& process) {
     const std::string path = "/proc/" + std::to_string(process.pid()) + "/fd/0";
     const Descriptor terminal(open(path.c_str(), O_RDONLY | O_NOCTTY | O_CLOEXEC), "open " + path);
-    int unread = 0;
-    eventually([&] { return ioctl(terminal.get(), FIONREAD, &unread) != 0 || unread == 0; });
+    pollfd polled{terminal.get(), POLLIN, 0};
+    eventually([&] { return poll(&polled, 1, 0) <= 0; });
 }
 
 // Wherever a key is cut in two, it is that key, if the other half comes soon: within 50 ms, so that a busy machine gets
@@ -165,6 +166,7 @@ TEST(Keys, MayBeCutAtEveryByte) {
             client.type(keys.substr(cut) + "\r");
             got = client.server.expect_next();
             client.server.send_line("SAY alice .");
+            client.process.mark();  // or the terminal would be full some day
         }
         EXPECT_EQ(got, line) << "cut behind " << cut << " bytes";
     }
@@ -208,18 +210,6 @@ TEST(Keys, TabInAFullLineErasesNothing) {
     client.expect_line(full);
 }
 
-TEST(Keys, AtRandomInTheListOfRoomsDoNoHarm) {
-    Client client;
-    client.type(f2);
-    client.wait("Exit code");
-    std::string keys;
-    for (int i = 0; i < 4000; ++i) keys += static_cast<char>('a' + i * 7 % 26);
-    keys.erase(std::remove_if(keys.begin(), keys.end(), [](char c) { return c == 'c' || c == 'i' || c == 'x'; }),
-               keys.end());
-    client.type(keys + "c");
-    client.wait("The new room's name: ");
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // What is shown
 
@@ -241,7 +231,7 @@ TEST(Shown, IsNoCodeThatTheProtocolDoesNotKnow) {
          {"漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字", "1234", "123456", "abcde"}) {
         client.tell("ROOM den " + code + " - You are in den.\nWHO den 1 alice");
         EXPECT_EQ(client.terminal.line(0).find(code), std::string::npos);
-        EXPECT_NE(client.terminal.line(0).find(" F1 Info   F2 Rooms "), std::string::npos) << client.terminal.line(0);
+        EXPECT_NE(client.terminal.line(0).find(" F1 Info   F2 Rooms"), std::string::npos) << client.terminal.line(0);
     }
 }
 
@@ -397,6 +387,265 @@ TEST(Signal, EndsItInTheBackgroundWhereItLeavesTheScreenAlone) {
     const pid_t client = std::stoi(read_file(pid));
     EXPECT_EQ(kill(client, SIGTERM), 0);
     bob.expect("LEAVE alice");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Servers that die
+
+// The server dies when it has said this much, and this much has been typed. What was begun as an answer stays one: on
+// the way back it is not said.
+TEST(ServerThatDies, InALoginEndsTheClientInWords) {
+    const termios before = fresh_modes();
+    for (const auto& [said, keys] :
+         std::vector<std::pair<std::string, std::string>>{{"", ""},
+                                                          {"NI", ""},
+                                                          {"NICK Your name?", ""},
+                                                          {"NICK Your name?", "al"},
+                                                          {"NICK Your name?", "alice\r"},
+                                                          {"PASS The password?", "sec"},
+                                                          {"PASS The password?", "secret\r"},
+                                                          {"NEWPASS A new password?", "sec"},
+                                                          {"NEWPASS A new password?", "secret\r"},
+                                                          {"NEWPASS A new password?", "secret\rsec"},
+                                                          {"NEWPASS A new password?", "secret\rsecret\r"},
+                                                          {"NEWPASS A new password?", "secret\rother\r"}}) {
+        for (const bool by_reset : {false, true}) {
+            Client client(said.size() < 3 ? "" : said);
+            if (said.size() < 3) client.server.send_raw(said);
+            client.type(keys);
+            if (keys.ends_with('\r') && keys != "secret\rother\r" && said != "NEWPASS A new password?") {
+                client.server.expect_next();
+            }
+            by_reset ? client.server.reset() : client.server.close();
+            EXPECT_EQ(client.process.wait_exit(), 1) << said << ", " << keys;
+            client.see();
+            const Terminal& shown = client.terminal;  // the reset may come before all else
+            EXPECT_TRUE(shown.shows("the connection was lost") || shown.shows("ECONNRESET")) << shown.text();
+            EXPECT_FALSE(client.terminal.shows("sec"));
+            EXPECT_TRUE(is_given_back(client, before)) << said << ", " << keys;
+        }
+    }
+}
+
+TEST(ServerThatDies, InAQuestionTakesTheAnswerWithIt) {
+    for (const auto& [said, keys] :
+         std::vector<std::pair<std::string, std::string>>{{"PASS The old password?", "se"},
+                                                          {"NEWPASS A new password?", "se"},
+                                                          {"NEWPASS A new password?", "secret\rse"}}) {
+        Client client;
+        client.type("/password\r");
+        client.server.expect_next("/password");
+        client.tell("PASS The old password?");
+        if (said.starts_with("NEW")) {
+            client.type("old\r");
+            client.server.expect_next("old");
+            client.tell(said);
+        }
+        client.type(keys);
+        client.wait(": **");
+        client.server.reset();
+        client.wait("trying again in 1 s");
+        Peer again = client.listener->accept();
+        again.send_line("NICK Your name?");
+        again.expect_next(re("^alice$"));
+        again.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.\nINFO back");
+        client.wait("-- back");
+        client.type("cret\r");
+        client.wait_gone(": **");
+        client.type("hello\r");
+        EXPECT_EQ(again.expect_next(), "hello") << said << ", " << keys;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Servers and people that do anything
+
+template <typename T>
+const T& any(std::mt19937& random, const std::vector<T>& all) {
+    return all[random() % all.size()];
+}
+
+std::string text_of(std::mt19937& random) {
+    static const Lines parts = {
+        "a",  " ",      "word",   "alice",    "bob",   "漢字",   "e\u0301", "👨‍👩‍👧",
+        "🇩🇪", "❤️", "\u0301", "-",        "12345", "\33[2J", "\x9B",    "\r",
+        "\t", "\a",     "\x80",   "\xF0\x9F", "%",     "public", "\u202E",  "2026-01-02T03:04:05Z"};
+    std::string text;
+    const unsigned long count = random() % 50 == 0 ? 2000 : random() % 8;
+    for (unsigned long i = 0; i < count; ++i) text += any(random, parts) + (random() % 3 == 0 ? " " : "");
+    return text;
+}
+
+// Lines of a server that follows its protocol or does not. It does not end the chat, and asks nothing.
+std::string line_of(std::mt19937& random) {
+    static const Lines words = {"SAY",
+                                "SAY bob",
+                                "ME bob",
+                                "MSG bob alice",
+                                "BLOCKED bob",
+                                "ECHO",
+                                "ERR",
+                                "JOIN carol",
+                                "LEAVE bob",
+                                "OWNER bob",
+                                "WHO public 3 alice bob",
+                                "WHO",
+                                "ROOMS 2",
+                                "LIST 1 public 2 server",
+                                "LIST 2 den 1 bob 2026-01-02T03:04:05Z CODE",
+                                "INFO",
+                                "TOPIC",
+                                "PAST 2026-01-02T03:04:05Z SAY bob",
+                                "PAST",
+                                "NEW",
+                                ""};
+    return any(random, words) + (random() % 8 == 0 ? "" : " ") + text_of(random) + "\n";
+}
+
+TEST(HostileServer, LeavesTheScreenAndTheDraftWhole) {
+    std::mt19937 random = random_choices();
+    Client client;
+    client.type("a draft");
+    for (int i = 0; i < 30 * rounds(); ++i) {
+        std::string lines;
+        for (int line = 0; line < 100; ++line) lines += line_of(random);
+        client.tell(lines);
+        ASSERT_EQ(client.terminal.strange, Lines{});
+        ASSERT_EQ(client.terminal.line(23), "a draft");
+    }
+    EXPECT_LT(resident_bytes(client.process.pid()), is_sanitized() ? 512L << 20 : 64L << 20);
+}
+
+// Does something at random; afterwards what has been painted bit by bit is what is painted when all is painted anew.
+class AnyActions {
+   public:
+    explicit AnyActions(std::mt19937& random) : random_(random) {}
+
+    void act() {
+        const unsigned long kind = random_() % 8;
+        if (kind == 0) {
+            resize();
+        } else if (kind < 4) {
+            say();
+        } else {
+            type();
+        }
+    }
+
+    // Has all painted anew, and then another title, so that the end of that is known.
+    void compare() {
+        wait_until_read(client_.process);
+        client_.process.mark();
+        client_.see();
+        client_.type("\x0C");
+        const std::size_t from = client_.process.output().size();
+        const std::string anew = "\33[m\33[2J";
+        client_.process.wait_output(anew);
+        const std::string title = mark_title();
+        client_.process.wait_output(title);
+        const std::string_view painted = std::string_view(client_.process.output()).substr(from);
+        Terminal before = client_.terminal;
+        before.feed(painted.substr(0, painted.find(anew)));
+        Terminal after = before;
+        after.feed(
+            painted.substr(painted.find(anew), painted.rfind("\33]2;", painted.find(title)) - painted.find(anew)));
+        ASSERT_EQ(before.text(), after.text()) << history_;
+        ASSERT_EQ(std::pair(before.row, before.column), std::pair(after.row, after.column)) << history_;
+        ASSERT_EQ(after.strange, Lines{}) << history_;
+        client_.see();
+    }
+
+   private:
+    // Sends the client to a room, which its title names; returns the title.
+    std::string mark_title() {
+        const std::string room = "room" + std::to_string(++rooms_);
+        client_.server.send_line("ROOM " + room + " - - x\nWHO " + room + " 3 alice bob carol");
+        return room + " - Chatroom";
+    }
+
+    void resize() {
+        const Window size{static_cast<unsigned short>(1 + random_() % 30),
+                          static_cast<unsigned short>(1 + random_() % 100)};
+        note("size " + std::to_string(size.rows) + "x" + std::to_string(size.columns));
+        client_.resize(size);
+        client_.process.wait_output("\33[2J");
+    }
+
+    void say() {
+        std::string lines;
+        for (unsigned long i = random_() % 5; i > 0; --i) lines += line_of(random_);
+        note(lines);
+        client_.server.send_raw(lines);
+        client_.process.wait_output(mark_title());
+    }
+
+    void type() {
+        static const Lines keys = {f1,
+                                   f2,
+                                   escape,
+                                   up,
+                                   "\33[B",
+                                   "\33[C",
+                                   "\33[D",
+                                   "\33[H",
+                                   "\33[F",
+                                   page_up,
+                                   page_down,
+                                   "\33[3~",
+                                   "\x7F",
+                                   "\x01",
+                                   "\x05",
+                                   "\x0B",
+                                   "\x15",
+                                   "\x17",
+                                   "\t",
+                                   "\r",
+                                   "\33b",
+                                   "\33f",
+                                   "\33[I",
+                                   "\33[O",
+                                   "\33[<64;5;5M",
+                                   "\33[<65;5;5M",
+                                   "\33[<0;3;5M",
+                                   "\33[<0;3;5M",
+                                   "\33[<0;70;1M",
+                                   "\33[<0;5;2M",
+                                   "a",
+                                   "word ",
+                                   "漢",
+                                   "e\u0301",
+                                   "👨‍👩‍👧",
+                                   "/",
+                                   "c",
+                                   "x",
+                                   "12345",
+                                   "r",
+                                   "i"};
+        std::string typed;
+        for (unsigned long i = random_() % 6; i > 0; --i) typed += any(random_, keys);
+        if (random_() % 10 == 0) typed += paste_begins + text_of(random_) + "\n" + text_of(random_) + paste_ends;
+        note(typed);
+        client_.type(typed + "\33[99~");  // no key, but it ends what is not complete
+    }
+
+    void note(const std::string& what) {
+        history_ += "[" + what + "]\n";
+        if (history_.size() > 20'000) history_.erase(0, 10'000);
+    }
+
+    std::mt19937& random_;
+    Client client_;
+    int rooms_ = 0;
+    std::string history_;  // for the report
+};
+
+TEST(AnyAction, LeavesOnTheScreenWhatARedrawShows) {
+    std::mt19937 random = random_choices();
+    AnyActions actions(random);
+    for (int i = 0; i < 300 * rounds(); ++i) {
+        actions.act();
+        ASSERT_NO_FATAL_FAILURE(actions.compare()) << i;
+    }
 }
 
 }  // namespace
