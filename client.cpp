@@ -457,8 +457,9 @@ struct Message {
 enum class Question { none, name, password, new_password, repeated_password };
 
 struct OwnLine {
-    std::string text, room;  // room: in which it was begun
-    std::string leads_to;    // the room to which it brings us; "?": that is not known; empty: none
+    std::string text;
+    std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
+    std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
 };
 
 struct ListedRoom {
@@ -496,7 +497,7 @@ class Client {
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
     virtual void print_end() {           // both threads have ended: tells why the chat has
-        if (!waiting_.empty()) error_ += (error_.empty() ? "" : "; ") + unsent(waiting_.size());
+        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
 
@@ -521,6 +522,11 @@ class Client {
         const auto last =
             std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
         return last == waiting_.rend() ? room_ : last->leads_to;
+    }
+
+    // Returns how many of the person's lines are not answered yet.
+    long lines_waiting() const {
+        return std::count_if(waiting_.begin(), waiting_.end(), [](const auto& line) { return !line.room.empty(); });
     }
 
     // Returns whether the server may ask something next: it has had an answer, or /password.
@@ -690,14 +696,16 @@ class Client {
     // this are not sent, and that is told.
     void send_next() {
         if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
-        const std::size_t lost = waiting_.size();
-        while (!waiting_.empty() && !same_name(waiting_.front().room, room_)) waiting_.pop_front();
-        if (lost > waiting_.size()) show_notice("ERR You are in " + room_ + " now: " + unsent(lost - waiting_.size()));
+        const auto is_for = [this](const OwnLine& line) { return line.room.empty() || same_name(line.room, room_); };
+        const auto next = std::find_if(waiting_.begin(), waiting_.end(), is_for);
+        const auto lost = next - waiting_.begin();
+        waiting_.erase(waiting_.begin(), next);
+        if (lost > 0) show_notice("ERR You are in " + room_ + " now: " + unsent(lost));
         sent_ = !waiting_.empty();
         if (sent_) server_->send_line(waiting_.front().text);
     }
 
-    std::string unsent(std::size_t count) const {
+    std::string unsent(long count) const {
         return std::to_string(count) + (count == 1 ? " line was" : " lines were") + " not sent" +
                (last_said_.empty() ? "." : "; the last one that was: " + last_said_);
     }
@@ -832,7 +840,7 @@ class Client {
     void prepare_return() {
         const std::string join = "/join " + room_ + (code_ == "-" ? "" : ' ' + code_);
         const bool known = !waiting_.empty() && waiting_.front().text == join;
-        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "public", room_});
+        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "", room_});
         logged_in_ = sent_ = false;
         set_question(Question::none);
         typed_password_.clear();
@@ -2109,7 +2117,7 @@ class ScreenClient : public Client {
         const std::string text =
             !status_.empty()                                       ? status_
             : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
-            : waiting_.size() > (returning() ? 0 : 1) ? std::to_string(waiting_.size()) + " of your lines wait"
+            : lines_waiting() > (returning() ? 0 : 1) ? std::to_string(lines_waiting()) + " of your lines wait"
             : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
                                                       : news;
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
@@ -2199,19 +2207,17 @@ struct Address {
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
-    Address address{text, std::string(default_port)};
     const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
     const std::size_t colon = text.rfind(':');
-    if (bracket != std::string::npos) {
-        const std::string behind = text.substr(bracket + 1);
-        address.host = text.substr(1, bracket - 1);
-        if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
-    } else if (colon != std::string::npos && colon == text.find(':')) {
-        address = {text.substr(0, colon), text.substr(colon + 1)};
-    }
+    const bool one_colon = colon != std::string::npos && colon == text.find(':');
+    const std::string behind = bracket != std::string::npos ? text.substr(bracket + 1)
+                               : one_colon                  ? text.substr(colon)
+                                                            : "";
+    Address address{text.substr(0, text.size() - behind.size()), port.value_or(std::string(default_port))};
+    if (bracket != std::string::npos) address.host = text.substr(1, bracket - 1);
     if (address.host.empty()) throw UsageError("the host is missing");
-    if (port && address.port != default_port) throw UsageError("there are two ports");
-    if (port) address.port = *port;
+    if (port && !behind.empty()) throw UsageError("there are two ports");
+    if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
     if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
     return address;
 }
