@@ -52,6 +52,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -1050,9 +1051,10 @@ std::string padded(std::string_view text, int columns) {
 
 // clang-format off
 enum class Key {
-    text, paste, too_large_paste, interrupt, suspend, abort, enter, escape, tab, backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    text, paste, too_large_paste, enter, escape, tab, interrupt, suspend, abort, redraw, info, rooms,
+    backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
-    click, focus_in, focus_out, redraw, info, rooms, unknown
+    click, focus_in, focus_out, unknown
 };
 // clang-format on
 
@@ -1062,21 +1064,20 @@ struct Typed {
     int row = 0, column = 0;  // of a click
 };
 
+// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
 // clang-format off
-constexpr std::pair<std::string_view, Key> sequences[] = {
-    {"\x01", Key::home},  {"\x02", Key::left},     {"\x03", Key::interrupt},  {"\x1A", Key::suspend},
-    {"\x1C", Key::abort}, {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
-    {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
-    {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
-    {"\x0E", Key::down},  {"\x10", Key::up},       {"\x12", Key::rooms},         {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},    {"\33\x7F", Key::kill_word},
-    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33OP", Key::info},    {"\33OQ", Key::rooms},
-    {"\33[A", Key::up},   {"\33[B", Key::down},    {"\33[C", Key::right},        {"\33[D", Key::left},
-    {"\33[H", Key::home}, {"\33[F", Key::end},     {"\33OA", Key::up},           {"\33OB", Key::down},
-    {"\33OC", Key::right}, {"\33OD", Key::left},   {"\33OH", Key::home},         {"\33OF", Key::end},
-    {"\33[1~", Key::home}, {"\33[3~", Key::erase}, {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down}, {"\33[7~", Key::home}, {"\33[8~", Key::end},     {"\33[11~", Key::info},
-    {"\33[12~", Key::rooms}, {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out},
+const std::map<std::string_view, Key> sequences = {
+    {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
+    {"\t", Key::tab},         {"\n", Key::enter},       {"\x0B", Key::kill_after},    {"\x0C", Key::redraw},
+    {"\r", Key::enter},       {"\x0E", Key::down},      {"\x10", Key::up},            {"\x12", Key::rooms},
+    {"\x15", Key::kill_before}, {"\x17", Key::kill_word}, {"\x1A", Key::suspend},     {"\x1C", Key::abort},
+    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left},
+    {"\33f", Key::word_right}, {"\33[A", Key::up},      {"\33[B", Key::down},         {"\33[C", Key::right},
+    {"\33[D", Key::left},     {"\33[H", Key::home},     {"\33[F", Key::end},          {"\33[I", Key::focus_in},
+    {"\33[O", Key::focus_out}, {"\33[P", Key::info},    {"\33[Q", Key::rooms},        {"\33[1~", Key::home},
+    {"\33[3~", Key::erase},   {"\33[4~", Key::end},     {"\33[5~", Key::page_up},     {"\33[6~", Key::page_down},
+    {"\33[7~", Key::home},    {"\33[8~", Key::end},     {"\33[11~", Key::info},       {"\33[12~", Key::rooms},
     {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
@@ -1089,25 +1090,25 @@ class Keys {
     // What was read too much: it comes next again.
     void put_back(const std::string& text) { bytes_.insert(0, text); }
 
-    // How long to wait for more bytes, in milliseconds; -1: for ever. If none comes for a key it was Escape, or half a
-    // character; a paste, or an answer of the terminal, counts as ended.
+    // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
+    // Escape, half a character, or a paste or an answer of the terminal that does not end.
     int patience() const { return bytes_.empty() ? -1 : ends_late() ? 1000 : 50; }
 
     // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
         if (bytes_.empty()) return std::nullopt;
         if (bytes_.starts_with(paste_begins)) return pasted(all);
-        if (ends_late()) return answered(all);
-        const std::size_t length = key_length();
+        std::size_t length = key_length();
         if (length == 0 && !all) return std::nullopt;
-        const std::string bytes = bytes_.substr(0, std::max<std::size_t>(length, 1));
-        bytes_.erase(0, bytes.size());
+        if (length == 0) length = bytes_[0] == '\33' ? bytes_.size() : 1;
+        const std::string bytes = bytes_.substr(0, length);
+        bytes_.erase(0, length);
         return decoded(bytes);
     }
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t max_sequence = 32, max_paste = 1024UL * 1024;  // bytes
+    static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
     // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
     std::size_t key_length() const {
@@ -1124,69 +1125,60 @@ class Keys {
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
-    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; what the terminal answers to a program that asked
+    // it, ESC ] or ESC P and the like, up to BEL or ESC \; or ESC and a character. A control character ends them all.
     std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
-        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
-        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
-        for (std::size_t i = 2; i < bytes_.size(); ++i) {
-            if (bytes_[i] >= '@' || i > max_sequence) return i + 1;
-        }
-        return 0;
+        const char kind = bytes_[1];
+        if (kind == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (kind != '[' && !is_answer()) return kind == '\33' ? 1 : 2;
+        std::size_t end = 2;
+        while (end < bytes_.size() && (kind == '[' ? is_parameter(bytes_[end]) : !is_control(bytes_[end]))) ++end;
+        if (end == bytes_.size()) return end > max_sequence ? end : 0;
+        if (kind == '[') return end + (is_control(bytes_[end]) ? 0 : 1);
+        if (bytes_[end] != '\33') return end + (bytes_[end] == '\a' ? 1 : 0);
+        if (end + 1 == bytes_.size()) return 0;
+        return end + (bytes_[end + 1] == '\\' ? 2 : 0);
     }
 
-    static Typed decoded(const std::string& bytes) {
+    static bool is_parameter(char c) { return c >= ' ' && c < '@'; }
+
+    bool is_answer() const {
+        return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
+    }
+
+    bool ends_late() const { return bytes_.starts_with(paste_begins) || (bytes_.size() > 2 && is_answer()); }
+
+    static Typed decoded(std::string bytes) {
         if (!is_control(bytes[0])) return {Key::text, bytes};
         if (bytes.starts_with("\33[<")) return mouse(bytes);
-        const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
-                                         [&](const auto& sequence) { return sequence.first == bytes; });
-        return {found == std::end(sequences) ? Key::unknown : found->second};
+        if (bytes.starts_with("\33O")) bytes[1] = '[';
+        const auto found = sequences.find(bytes);
+        return {found == sequences.end() ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
     static Typed mouse(const std::string& bytes) {
         int button = -1, column = 0, row = 0;
         char what = '\0';
-        if (sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what) != 4 || what != 'M') return {};
-        const Key key = button == 0    ? Key::click
-                        : button == 64 ? Key::wheel_up
-                        : button == 65 ? Key::wheel_down
-                                       : Key::unknown;
-        return {key, "", row - 1, column - 1};
+        sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what);
+        if (what != 'M') return {};
+        if (button == 0) return {Key::click, "", row - 1, column - 1};
+        return {button == 64 ? Key::wheel_up : button == 65 ? Key::wheel_down : Key::unknown};
     }
 
-    // A paste, or what a terminal answers to a program that asked it: ESC ] or ESC P and the like, up to BEL or ESC \.
-    bool ends_late() const {
-        const bool answer = bytes_.size() > 1 && bytes_[0] == '\33' &&
-                            std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
-        return answer || bytes_.starts_with(paste_begins);
-    }
-
-    // Takes what goes up to `end`, but for what is too much; nothing if it has not ended.
-    std::optional<std::string> take(std::size_t end, std::size_t length, bool all) {
+    // Of a paste that is too large only its beginning and its end, or half of that, are kept.
+    std::optional<Typed> pasted(bool all) {
         constexpr std::size_t begin = paste_begins.size();
+        const std::size_t end = bytes_.find(paste_ends);
         if (end == std::string::npos && bytes_.size() > max_paste) {
-            bytes_.erase(begin, bytes_.size() - begin - paste_ends.size());  // the rest may be half of the end
+            bytes_.erase(begin, bytes_.size() - begin - paste_ends.size());
             too_large_ = true;
         }
         if (end == std::string::npos && !all) return std::nullopt;
-        const std::string text = bytes_.substr(0, end);
-        bytes_.erase(0, end == std::string::npos ? end : end + length);
-        return text;
-    }
-
-    std::optional<Typed> pasted(bool all) {
-        const std::optional<std::string> text = take(bytes_.find(paste_ends), paste_ends.size(), all);
-        if (!text) return std::nullopt;
-        if (std::exchange(too_large_, false)) return Typed{Key::too_large_paste};
-        return Typed{Key::paste, text->substr(paste_begins.size())};
-    }
-
-    std::optional<Typed> answered(bool all) {
-        const std::size_t bell = bytes_.find('\a'), end = bytes_.find("\33\\");
-        const bool taken = take(std::min(bell, end), bell < end ? 1 : 2, all).has_value();
-        too_large_ = too_large_ && !taken;
-        return taken ? std::optional(Typed()) : std::nullopt;
+        const std::string text = bytes_.substr(begin, end - begin);
+        bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
+        return std::exchange(too_large_, false) ? Typed{Key::too_large_paste} : Typed{Key::paste, text};
     }
 
     std::string bytes_;
@@ -1198,21 +1190,16 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Inserts text at the cursor; false, and nothing, if the line would become longer than a line may be.
-    bool insert(std::string_view bytes) {
+    // Replaces what stands from `from` to `to`; false, and nothing, if the line would become longer than a line may be.
+    bool replace(std::size_t from, std::size_t to, std::string_view bytes) {
         const std::string cleaned = clean(bytes);
-        if (text_.size() + cleaned.size() > max_line) return false;
-        text_.insert(cursor_, cleaned);
-        move_to(cursor_ + cleaned.size());
+        if (text_.size() - (to - from) + cleaned.size() > max_line) return false;
+        text_.replace(from, to - from, cleaned);
+        move_to(from + cleaned.size());
         return true;
     }
-
-    // Replaces what stands between `from` and the cursor, if the line does not become too long.
-    void replace_from(std::size_t from, std::string_view bytes) {
-        if (text_.size() - (cursor_ - from) + bytes.size() > max_line) return;
-        erase(from, cursor_);
-        insert(bytes);
-    }
+    bool insert(std::string_view bytes) { return replace(cursor_, cursor_, bytes); }
+    bool replace_from(std::size_t from, std::string_view bytes) { return replace(from, cursor_, bytes); }
 
     // Returns the line that was typed, and leaves an empty one.
     std::string take_text() {
@@ -1261,10 +1248,7 @@ class Editor {
     // What was typed or erased may have joined two graphemes.
     void move_to(std::size_t at) { cursor_ = boundary(at); }
 
-    void erase(std::size_t from, std::size_t to) {
-        text_.erase(from, to - from);
-        move_to(from);
-    }
+    void erase(std::size_t from, std::size_t to) { replace(from, to, ""); }
 
     std::size_t left() const {
         std::size_t before = 0;
@@ -1288,7 +1272,7 @@ class Editor {
 
     // Shows a line of the history; behind the last one is what was being typed.
     void recall(std::size_t which) {
-        if (which > history_.size()) return;  // also before the first
+        if (which > history_.size()) return;  // before the first, too
         if (recalled_ == history_.size()) draft_ = text_;
         recalled_ = which;
         text_ = which == history_.size() ? draft_ : history_[which];
@@ -1308,12 +1292,8 @@ class Editor {
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
 
-struct Look {
-    const char *color, *without;  // for ESC [ m
-};
-
-// In the order of Style; the last ones are for names.
-constexpr Look looks[] = {
+// What ESC [ m takes, with colours and without, in the order of Style; the last ones are for names.
+constexpr std::pair<std::string_view, std::string_view> looks[] = {
     {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
     {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
@@ -1321,9 +1301,8 @@ constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(
 
 // The same name always has the same colour.
 Style style_of_name(std::string_view name) {
-    std::size_t sum = 0;
-    for (const char c : fold(name)) sum = sum * 31 + static_cast<unsigned char>(c);
-    return static_cast<Style>(static_cast<std::size_t>(Style::names) + sum % name_styles);
+    const std::size_t which = std::hash<std::string>()(fold(name)) % name_styles;
+    return static_cast<Style>(static_cast<std::size_t>(Style::names) + which);
 }
 
 struct Cell {
@@ -1332,16 +1311,17 @@ struct Cell {
     bool operator==(const Cell&) const = default;
 };
 
+struct Piece {
+    std::string text;
+    Style style;
+};
+using Row = std::vector<Piece>;
+
 struct Canvas {
     Canvas(int all_rows, int all_columns)
-        : rows(all_rows),
-          columns(all_columns),
-          cells(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+        : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
 
-    Cell& at(int row, int column) {
-        return cells[static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
-                     static_cast<std::size_t>(column)];
-    }
+    Cell& at(int row, int column) { return cells.at(static_cast<std::size_t>(row * columns + column)); }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
@@ -1359,6 +1339,10 @@ struct Canvas {
         return column;
     }
 
+    void put(int row, int column, const Row& pieces, int to = INT_MAX) {
+        for (const Piece& piece : pieces) column = put(row, column, piece.text, piece.style, to);
+    }
+
     // text: one grapheme, of one column.
     void fill(int row, std::string_view text, Style style) {
         for (int column = 0; column < columns; ++column) put(row, column, text, style);
@@ -1373,7 +1357,7 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The terminal may show anything: the next canvas is sent whole.
+    // The next canvas is sent whole.
     void invalidate() { shown_ = Canvas(0, 0); }
 
     // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
@@ -1413,8 +1397,8 @@ class Display {
     void send(const Cell& cell, int row, int column) {
         if (row != row_ || column != column_) move_to(row, column);
         if (cell.style != style_) {
-            const Look& look = looks[static_cast<std::size_t>(cell.style)];
-            const std::string_view codes = colors_ ? look.color : look.without;
+            const auto& [color, without] = looks[static_cast<std::size_t>(cell.style)];
+            const std::string_view codes = colors_ ? color : without;
             ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
             out_ += 'm';
             style_ = cell.style;
@@ -1445,12 +1429,6 @@ class Display {
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
-
-struct Piece {
-    std::string text;
-    Style style;
-};
-using Row = std::vector<Piece>;
 
 // Cuts text at words into rows of so many columns: the first one, and those after it.
 std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
@@ -1586,30 +1564,25 @@ class Scrollback {
 enum class View { chat, rooms, info };
 
 constexpr std::string_view info_text =
-    R"(This is Chatroom: you talk with everybody who is in the same room of a server. What you type is sent with Enter.
+    R"(This is Chatroom: you talk with everybody who is in the same room. Enter sends what you type.
 
 Keys
-  F1 or Ctrl-G           this page
-  F2 or Ctrl-R           the list of rooms, and how to make one
-  PgUp, PgDn, the wheel  what was said before
-  Up, Down               what you typed before
-  Tab                    completes a command, a name or a room; again: the next one
-  Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
-  Alt-B, Alt-F           a word back, a word forward
-  Ctrl-L                 redraws the screen
-  Ctrl-Z, Ctrl-C         stops the client until fg; ends it
-  Shift and the mouse    selects text, as elsewhere
+F1 or Ctrl-G          this page
+F2 or Ctrl-R          the rooms, and how to make one
+PgUp, PgDn, wheel     what was said before
+Up, Down              what you typed before
+Tab                   completes a command, a name or a room; again: the next one
+Ctrl-A E B F U K W    to the start, to the end, back, forward; erase to the start, to the end, a word
+Alt-B, Alt-F          a word back, a word forward
+Ctrl-L                redraws the screen
+Ctrl-Z, Ctrl-C        stops the client until fg; ends it
+Shift and the mouse   selects text, as elsewhere
 
-In the list of rooms
-  arrows, Enter          choose a room, and go there; so does a double click
-  c  r  i  x             create a room; list them again; this page; shut the server down with its exit code
+In the list of rooms, the arrows and Enter or a double click go to one; c creates one; x shuts the server down.
 
-Commands
-  /help /who /rooms /time /quote       /help COMMAND explains one
-  /msg NAME TEXT   /reply TEXT         in private
-  /me TEXT   /echo TEXT   /ignore NAME
-  /create ROOM CODE   /join ROOM CODE   /leave
-  /password   /quit   /exit   /shutdown CODE
+/help /who /rooms /time /quote   /help COMMAND explains one
+/msg NAME TEXT   /reply TEXT   /ignore NAME   /me TEXT   /echo TEXT
+/create ROOM CODE   /join ROOM CODE   /leave   /password   /quit   /exit   /shutdown CODE
 The owner of a room: /kick NAME   /close
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
@@ -1625,11 +1598,9 @@ class ScreenClient : public Client {
     }
 
    private:
-    // It stands for a key, or for a room in the list.
     struct ClickTarget {
         int row, from, to;  // columns
-        Typed key;
-        std::optional<long> room = {};
+        std::function<void()> act;
     };
 
     // A question: the server's, or one of ours.
@@ -1650,16 +1621,13 @@ class ScreenClient : public Client {
         if (message.word == "ERR") moving_ = false;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (answers_us || beside) return;
-        if (is_news(message)) announce(message, entry);
+        announce(message, entry);
         scrollback_.add(std::move(entry));
     }
 
-    // Returns whether somebody else says something now.
-    bool is_news(const Message& message) const {
-        return message.is_speech() && !message.past && !same_name(message.fields[0], name_);
-    }
-
+    // Draws attention to what somebody else says now.
     void announce(const Message& message, Entry& entry) {
+        if (!message.is_speech() || message.past || same_name(message.fields[0], name_)) return;
         const bool whisper = message.word == "MSG";
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
@@ -1697,7 +1665,10 @@ class ScreenClient : public Client {
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
-            if (ours && reopen_screen.exchange(false)) open_screen_again();
+            if (ours && reopen_screen.exchange(false)) {
+                set_terminal(whole_screen);
+                invalidate();
+            }
             refresh();
             const int limit = !ours                   ? 1000
                               : keys_.patience() >= 0 ? keys_.patience()
@@ -1711,8 +1682,8 @@ class ScreenClient : public Client {
         }
     }
 
-    void open_screen_again() {
-        set_terminal(whole_screen);
+    // The terminal may show anything: all is sent again.
+    void invalidate() {
         display_.invalidate();
         title_.clear();
     }
@@ -1726,15 +1697,12 @@ class ScreenClient : public Client {
         if (ready <= 0) return ready < 0;
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
         const Lock lock(mutex_);
-        if (polled[1].revents != 0) handle_screen_signal();
+        if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
+            signal_.clear();
+            invalidate();
+        }
         if (gone) end_chat("the terminal is gone");
         return true;
-    }
-
-    // After a signal the terminal may have another size, or have been somebody else's for a while.
-    void handle_screen_signal() {
-        signal_.clear();
-        display_.invalidate();
     }
 
     void press(const Typed& typed) {
@@ -1742,7 +1710,7 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return display_.invalidate();
+            case Key::redraw: return invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
             case Key::suspend: kill(0, SIGTSTP); return;
             case Key::abort: kill(0, SIGQUIT); return;
@@ -1765,11 +1733,12 @@ class ScreenClient : public Client {
         const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
             return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
         });
-        if (hit == targets_.end()) return;
-        if (!hit->room) return press(Typed(hit->key));
+        if (hit != targets_.end()) hit->act();
+    }
+
+    void click_room(long number) {
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = chosen_ == *hit->room && since < double_click;
-        chosen_ = *hit->room;
+        const bool twice = std::exchange(chosen_, number) == number && since < double_click;
         if (twice) join();
     }
 
@@ -1880,12 +1849,12 @@ class ScreenClient : public Client {
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
     void paste(std::string text, Editor& editor) {
         std::replace(text.begin(), text.end(), '\r', '\n');
-        LineBuffer buffer(max_line);
-        buffer.add(text);
+        std::istringstream stream(text);
         std::vector<std::string> lines;
-        for (std::optional<Line> line; (line = buffer.next()) || (line = buffer.last());) {
-            if (line->too_long) status_ = "A line of it is too long, and was left out.";
-            if (!line->text.empty()) lines.push_back(clean(line->text));
+        for (std::string line; std::getline(stream, line);) {
+            line = clean(line);
+            if (line.size() > max_line) status_ = "A line of it is too long, and was left out.";
+            if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
         if (lines.size() > 1 && &editor == &line_) {
             ask("Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ", false,
@@ -1958,24 +1927,18 @@ class ScreenClient : public Client {
     }
 
     void press_in_rooms(const Typed& typed) {
-        switch (typed.key) {
-            case Key::enter: return join();
-            case Key::escape: view_ = View::chat; return;
-            case Key::text: break;
-            default: return choose(rows_down(typed.key));
-        }
+        if (typed.key == Key::enter) return join();
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (typed.key != Key::text) return choose(rows_down(typed.key));
         press_button(typed.text[0]);
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
     }
 
     void press_button(char letter) {
-        switch (letter) {
-            case 'c': return create();
-            case 'r': return list_rooms();
-            case 'i': return open(View::info);
-            case 'x': return shut_down();
-            default: return;
-        }
+        if (letter == 'c') create();
+        if (letter == 'r') list_rooms();
+        if (letter == 'i') open(View::info);
+        if (letter == 'x') shut_down();
     }
 
     void join() {
@@ -2054,7 +2017,7 @@ class ScreenClient : public Client {
     // Paints something that can be clicked; returns the column behind it.
     int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
         const int end = canvas.put(row, column, label, Style::button);
-        targets_.push_back({row, column, end, key});
+        targets_.push_back({row, column, end, [this, key] { press(key); }});
         return end;
     }
 
@@ -2076,10 +2039,7 @@ class ScreenClient : public Client {
         if (!scrollback_.follows()) scrollback_.scroll(0, height_, columns_);  // older lines may be gone
         const std::deque<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
-            int column = 0;
-            for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
-                column = canvas.put(top + i, column, piece.text, piece.style, columns_);
-            }
+            canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
         }
         if (margin > 0) draw_members(canvas, top, bottom);
     }
@@ -2087,17 +2047,16 @@ class ScreenClient : public Client {
     void draw_members(Canvas& canvas, int top, int bottom) {
         auto member = members_.begin();
         for (int row = top; row < bottom; ++row) {
-            int column = canvas.put(row, columns_, "│ ", Style::faint);
+            Row pieces = {{"│ ", Style::faint}};
             const auto left = std::distance(member, members_.end());
-            if (left == 0) continue;
             if (row == bottom - 1 && left > 1) {
-                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint);
-                continue;
+                pieces.push_back({"and " + std::to_string(left) + " more", Style::faint});
+            } else if (left > 0) {
+                const std::string& name = (member++)->second;
+                const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
+                pieces.insert(pieces.end(), {{name, style_of_name(name)}, {mark, Style::faint}});
             }
-            const std::string& name = (member++)->second;
-            column = canvas.put(row, column, name, style_of_name(name));
-            const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
-            canvas.put(row, column, mark, Style::faint);
+            canvas.put(row, columns_, pieces);
         }
     }
 
@@ -2110,14 +2069,13 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint);
+        canvas.put(row + 1, 0, room_row({" No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
-    static std::string room_row(const std::string& number, const std::string& name, const std::string& people,
-                                const std::string& code, const std::string& creator, const std::string& created) {
-        return padded(number, 6) + padded(name, 13) + padded(people, 8) + padded(code, 9) + padded(creator, 13) +
-               created;
+    static std::string room_row(const std::array<std::string, 6>& cells) {
+        return padded(cells[0], 6) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
+               padded(cells[4], 13) + cells[5];
     }
 
     void draw_room_rows(Canvas& canvas, int top, int bottom) {
@@ -2129,13 +2087,11 @@ class ScreenClient : public Client {
             if (index >= rooms_.size()) return;
             const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            canvas.fill(row, " ", style);
-            canvas.put(row, 0,
-                       room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
-                                room.needs_code ? "CODE" : "NO CODE", room.creator,
-                                local_time(room.created, "%Y-%m-%d %H:%M")),
-                       style);
-            targets_.push_back({row, 0, canvas.columns, {}, room.number});
+            const std::string text = room_row({' ' + std::to_string(room.number), room.name,
+                                               std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
+                                               room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
+            canvas.put(row, 0, padded(text, canvas.columns), style);
+            targets_.push_back({row, 0, canvas.columns, [this, number = room.number] { click_room(number); }});
         }
     }
 
@@ -2412,17 +2368,12 @@ class HelperConnection : public Connection {
         std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
         if (poll_any(polled, -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
-        add_messages(lines);
-        if (polled[0].revents == 0 || Connection::receive_into(lines)) return true;
-        read_last_messages();
-        add_messages(lines);
-        return false;
-    }
-
-    void add_messages(std::vector<std::string>& lines) {
+        const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
+        if (!open) read_last_messages();
         while (const std::optional<Line> line = messages_.next()) {
             if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
         }
+        return open;
     }
 
     // A command that has ended may have said why.
