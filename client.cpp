@@ -462,13 +462,6 @@ struct OwnLine {
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
 };
 
-struct ListedRoom {
-    long number = 0, people = 0;
-    std::string name, creator;
-    std::time_t created = 0;
-    bool needs_code = false;
-};
-
 class Client {
    public:
     // Connects: blocks and throws as open_connection() does. name: to log in with; none: the person is asked.
@@ -562,7 +555,7 @@ class Client {
         server_->send_line("/quit");
     }
 
-    // Any thread: ends the chat from our side. error: what to tell, if that is not as the person wishes.
+    // Any thread: ends the chat. error: what to tell, if neither the person wishes it nor the server has said why.
     void end_chat(const std::string& error = "") {
         if (!error.empty()) error_ = error, exit_status_ = 1;
         quitting_ = ended_ = true;
@@ -585,24 +578,17 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
-    std::deque<OwnLine> waiting_;                 // not answered yet
-    bool logged_in_ = false;                      // we are in a room; false again when the connection breaks
-    bool ended_ = false;                          // the chat is over
-    std::string error_;                           // why it is, if the server has not said
-    std::string output_error_;                    // why nobody can see what is shown any more
-    std::string server_reason_;                   // what the server has said
-    std::string trouble_;                         // what is wrong with the connection now
-    std::string name_;                            // ours, as the server has it; empty before the login
-    std::string room_ = "public";                 // where we are
-    std::string code_ = "-";                      // of that room
-    std::string owner_;                           // of that room
-    std::map<std::string, std::string> members_;  // of that room: folded name to name
-    std::deque<std::string> speakers_;            // the latest comes first
-    std::vector<ListedRoom> rooms_;               // as listed last
+    std::deque<OwnLine> waiting_;  // not answered yet
+    bool logged_in_ = false;       // we are in a room; false again when the connection breaks
+    bool ended_ = false;           // the chat is over
+    std::string error_;            // why it is, if the server has not said
+    std::string trouble_;          // what is wrong with the connection now
+    std::string name_;             // ours, as the server has it; empty before the login
+    std::string room_ = "public";  // where we are
+    std::string code_ = "-";       // of that room
 
    private:
-    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
-    static constexpr std::size_t max_speakers = 100, max_waiting = 10000;
+    static constexpr std::size_t max_waiting = 10000;
     static constexpr std::chrono::seconds first_delay{1}, max_delay{30};  // before reconnecting
 
     // ---- The reader
@@ -614,8 +600,7 @@ class Client {
             while (handle_lines(server_->receive())) std::this_thread::sleep_for(pace_);
         } while (reconnect());
         const Lock lock(mutex_);
-        if (!server_ended_ && !ended_) error_ = output_error_.empty() ? "the connection was lost" : output_error_;
-        end_chat();
+        if (!ended_) end_chat("the connection was lost");
     }
 
     // False: the connection has ended, or what may still come does not matter any more. Locks.
@@ -627,11 +612,11 @@ class Client {
         send_next();
         refresh();
         changed_.notify_all();
-        return !server_ended_ && output_error_.empty();
+        return !ended_;
     }
 
     void handle_line(std::string_view line) {
-        if (server_ended_) return;
+        if (ended_) return;
         const Message message(line);
         show(message, message.entry());
         if (!message.past) update(message);
@@ -648,28 +633,28 @@ class Client {
         if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
         if (word == "ROOM") enter_room(name, message.fields[1]);
-        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
-        if (word == "JOIN") add_members(name);
-        if (word == "LEAVE") members_.erase(fold(name));
-        if (word == "OWNER") owner_ = name;
-        if (word == "SAY" || word == "ME") add_speaker(std::string(name));
-        if (word == "ROOMS") begin_list(message.fields[0]);
-        if (word == "LIST") list_room(message);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
 
     // ---- Our lines
 
+    // Returns the command that a line is, in lower case; empty: it is said.
+    static std::string command_of(std::string_view line) {
+        line = trim(line);
+        const bool is_said = !line.starts_with('/') || line.starts_with("//");
+        return is_said ? "" : fold(take_word(line));
+    }
+
     static bool speaks(std::string_view line) {
-        const std::string command = fold(take_word(line));
-        return !command.starts_with('/') || command == "/me" || command == "/msg" || command == "/reply";
+        static const std::set<std::string> speaking = {"", "/me", "/msg", "/reply"};
+        return speaking.contains(command_of(line));
     }
 
     // Returns the room to which a line brings us, as OwnLine::leads_to.
     static std::string destination(std::string_view line) {
-        const std::string command = fold(take_word(line));
-        line = trim(line);
-        const std::string_view room = take_word(line);
+        const std::string command = command_of(line);
+        const std::string_view behind = trim(trim(line).substr(command.size())),
+                               room = behind.substr(0, behind.find(' '));
         if (command == "/leave") return "public";
         if (command == "/password") return "?";  // what is typed ahead may be an answer
         if (command != "/join" && command != "/create") return "";
@@ -765,45 +750,11 @@ class Client {
         trouble_.clear();
     }
 
-    // ---- The room, who is in it, and the other rooms
-
     void enter_room(std::string_view name, std::string_view code) {
         const bool has_code = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
         room_ = valid_name(name) ? name : "?";
         code_ = has_code ? code : "-";
-        owner_.clear();
-        members_.clear();
         logged_in_ = true;
-    }
-
-    void add_members(std::string_view names) {
-        while (!names.empty()) {
-            const std::string_view name = take_word(names);
-            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
-        }
-    }
-
-    void add_speaker(const std::string& name) {
-        if (!valid_name(name)) return;
-        std::erase(speakers_, name);
-        speakers_.push_front(name);
-        if (speakers_.size() > max_speakers) speakers_.pop_back();
-    }
-
-    void begin_list(std::string_view count) {
-        listing_.clear();
-        left_to_list_ = parse_number(count, 0, LONG_MAX).value_or(0);
-    }
-
-    // The list is shown when it is complete.
-    void list_room(const Message& message) {
-        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
-            const std::time_t created = wire_time(std::string(message.fields[4]));
-            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
-        }
-        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
     // ---- The end, and reconnecting
@@ -812,15 +763,14 @@ class Client {
     // the way back may pass: a server that is full, say.
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
-        server_reason_ = message.text;
-        server_ended_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+        end_chat();
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
-        if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
+        if (name_.empty() || quitting_ || !on_terminal()) return false;
         prepare_return();
         for (std::string problem = "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
@@ -863,8 +813,7 @@ class Client {
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;        // replaced by the reader alone
     bool greeted_ = false;                      // the server's first line is here
-    bool server_ended_ = false;                 // the server has said REFUSE, BAN or BYE
-    bool quitting_ = false;                     // the person asked for it, or we have ended the chat
+    bool quitting_ = false;                     // the person asked for it, or the chat is over
     int exit_status_ = 1;                       // what to exit with
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
@@ -874,8 +823,6 @@ class Client {
     bool sent_ = false;                         // the first line that waits is with the server
     std::string last_said_;                     // of our lines, as far as we know
     std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
-    std::vector<ListedRoom> listing_;           // of an answer that is not complete
-    long left_to_list_ = 0;                     // how many there will be
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -899,7 +846,7 @@ class PlainClient : public Client {
     // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
-        if (!std::cout && output_error_.empty()) output_error_ = "write: " + error_text(errno);
+        if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
         set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
     }
 
@@ -1598,6 +1545,13 @@ class ScreenClient : public Client {
     }
 
    private:
+    struct ListedRoom {
+        long number, people;
+        std::string name, creator;
+        std::time_t created;
+        bool needs_code;
+    };
+
     struct ClickTarget {
         int row, from, to;  // columns
         std::function<void()> act;
@@ -1620,9 +1574,44 @@ class ScreenClient : public Client {
         if (message.word == "ROOM" && std::exchange(moving_, false)) view_ = View::chat;
         if (message.word == "ERR") moving_ = false;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
+        if (!message.past) note(message);
         if (answers_us || beside) return;
         announce(message, entry);
         scrollback_.add(std::move(entry));
+    }
+
+    // Keeps what the margin and the list of rooms show up to date.
+    void note(const Message& message) {
+        const std::string_view word = message.word, name = message.fields[0];
+        if (word == "ROOM") owner_.clear(), members_.clear();
+        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
+        if (word == "JOIN") add_members(name);
+        if (word == "LEAVE") members_.erase(fold(name));
+        if (word == "OWNER") owner_ = name;
+        if (word == "LIST") list_room(message);
+        if (word == "ROOMS") {
+            listing_.clear();
+            left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
+        }
+        if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text;
+    }
+
+    void add_members(std::string_view names) {
+        while (!names.empty()) {
+            const std::string_view name = take_word(names);
+            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
+        }
+    }
+
+    // The list is shown when it is complete.
+    void list_room(const Message& message) {
+        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
+        const std::string name(message.fields[1]), creator(message.fields[3]);
+        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
+            const std::time_t created = wire_time(std::string(message.fields[4]));
+            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        }
+        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
     // Draws attention to what somebody else says now.
@@ -1878,7 +1867,7 @@ class ScreenClient : public Client {
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    // Finds what the last word of a text may become, the likeliest first, with what comes behind it.
+    // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
         candidate_ = 0;
@@ -1891,9 +1880,6 @@ class ScreenClient : public Client {
         } else if (fold(before).starts_with("/join ")) {
             for (const ListedRoom& room : rooms_) add_candidate(before, room.name, " ");
         } else {
-            for (const std::string& name : speakers_) {
-                if (members_.contains(fold(name)) && name != name_) add_candidate(before, name, behind);
-            }
             for (const auto& [key, name] : members_) {
                 if (name != name_) add_candidate(before, name, behind);
             }
@@ -2150,7 +2136,7 @@ class ScreenClient : public Client {
 
     void print_end() override {
         screen_signal = nullptr;
-        std::cout << server_reason_ << (server_reason_.empty() ? "" : "\n") << std::flush;
+        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
         Client::print_end();
     }
 
@@ -2158,8 +2144,9 @@ class ScreenClient : public Client {
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_candidates = 100;
-    static constexpr long many = 1000000;  // rows: more than there are
-    static constexpr int wide = 64;        // columns from which on there is a margin
+    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
+    static constexpr long many = 1000000;             // rows: more than there are
+    static constexpr int wide = 64;                   // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;
@@ -2170,16 +2157,21 @@ class ScreenClient : public Client {
     Display display_;
     View view_ = View::chat;
     Scrollback scrollback_;
-    Editor line_;                            // what is typed into the chat
-    std::string begun_in_;                   // the room in which it was begun
-    std::optional<Prompt> prompt_, answer_;  // a question of ours, and the server's
-    unsigned answer_number_ = 0;             // of the server's question that answer_ is for
-    bool moving_ = false;                    // from the list of rooms to another one
-    std::string status_;                     // shown until the next key
-    std::string title_;                      // of the window, as sent
-    bool focused_ = true;                    // of the terminal's window, if it reports that
-    bool entered_just_now_ = false;          // a WHO line belongs to a ROOM line
-    bool bell_ = false;                      // is to be rung
+    std::string owner_;                           // of the room
+    std::map<std::string, std::string> members_;  // of the room: folded name to name
+    std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
+    long left_to_list_ = 0;                       // how many there will be
+    std::string last_words_;                      // of the server
+    Editor line_;                                 // what is typed into the chat
+    std::string begun_in_;                        // the room in which it was begun
+    std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
+    unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
+    bool moving_ = false;                         // from the list of rooms to another one
+    std::string status_;                          // shown until the next key
+    std::string title_;                           // of the window, as sent
+    bool focused_ = true;                         // of the terminal's window, if it reports that
+    bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
+    bool bell_ = false;                           // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
