@@ -632,6 +632,7 @@ class Client {
         if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
         if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
+        if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
@@ -811,10 +812,11 @@ class Client {
     }
 
     // Guarded by the mutex.
-    std::shared_ptr<Connection> server_;        // replaced by the reader alone
-    bool greeted_ = false;                      // the server's first line is here
-    bool quitting_ = false;                     // the person asked for it, or the chat is over
-    int exit_status_ = 1;                       // what to exit with
+    std::shared_ptr<Connection> server_;                   // replaced by the reader alone
+    bool greeted_ = false;                                 // the server's first line is here
+    bool quitting_ = false;                                // the person asked for it, or the chat is over
+    int exit_status_ = 1;                                  // what to exit with
+    const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
     std::string typed_password_;                // not accepted yet
