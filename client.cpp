@@ -3,7 +3,7 @@
 //
 // A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
 //
-//    1. The terminal           its modes, and that it is restored whatever happens
+//    1. The terminal           what is typed, line by line
 //    2. The connection         lines over TCP
 //    3. The server's words     what its lines look like to a person
 //    4. The client             what both forms share; Client::read() is the reader
@@ -11,14 +11,15 @@
 //
 // B, what people rely on: for looking things up, each section by itself.
 //
-//    6. The width of text      graphemes
-//    7. Keys and the editor    what was typed
-//    8. Canvas and display     what is to be seen, and what the terminal shows
-//    9. The scrollback         what was said
-//   10. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   11. Finding a server       on the local network, or at an address
-//   12. The helper command     a program that reaches the server: --via
-//   13. Starting               the options, and main()
+//    6. Modes and signals      the terminal is restored whatever happens
+//    7. The width of text      graphemes
+//    8. Keys and the editor    what was typed
+//    9. Canvas and display     what is to be seen, and what the terminal shows
+//   10. The scrollback         what was said
+//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   12. Finding a server       on the local network, or at an address
+//   13. The helper command     a program that reaches the server: --via
+//   14. Starting               the options, and main()
 //
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
@@ -73,117 +74,18 @@ std::string program;  // the name that it was started by, for messages
 // ---------------------------------------------------------------------------------------------------------
 // 1. The terminal
 //
-// Its settings belong to whoever started us, and are restored on every way out, a crash included. What signal handlers
-// need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
+// Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
+// pipe, there is nothing to set.
 
 enum TerminalMode { original, typing_hidden, whole_screen };
 
-termios original_settings;                           // of the terminal, when its mode was first changed
 std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the terminal has to be restored
-std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
-std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
-std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
-static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
-
-// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
-constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
-constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
-
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone, or
-// takes nothing for so many tenths of a second.
-void write_to_terminal(std::string_view bytes, int tries = INT_MAX) {
-    while (!bytes.empty() && tries > 0) {
-        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
-        if (written < 0 && errno != EINTR && errno != EAGAIN) return;
-        pollfd output{STDOUT_FILENO, POLLOUT, 0};
-        if (written < 0) poll(&output, 1, 100), --tries;
-        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
-    }
-}
-
-// The same, but a terminal that takes nothing holds nobody up for longer than half a second.
-void try_to_write(std::string_view bytes) {
-    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
-    fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
-    write_to_terminal(bytes, 5);
-    fcntl(STDOUT_FILENO, F_SETFL, flags);
-}
 
 // Any thread, and signal handlers. Does nothing where there is no terminal.
-void set_terminal(TerminalMode mode) {
-    if (mode == terminal_mode) return;
-    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
-    termios wanted = original_settings;
-    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
-        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
-        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
-    }
-    if (terminal_mode == whole_screen) try_to_write(close_screen);
-    terminal_mode = mode;
-    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
-    if (mode == whole_screen) try_to_write(open_screen);
-}
-
-// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
-bool in_foreground() {
-    const pid_t group = tcgetpgrp(STDIN_FILENO);
-    return group < 0 || group == getpgrp();
-}
+void set_terminal(TerminalMode mode);
 
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
-
-void catch_signal(int number, void (*handler)(int), int flags = 0) {
-    struct sigaction action {};
-    action.sa_handler = handler;
-    action.sa_flags = flags;
-    sigaction(number, &action, nullptr);
-}
-
-// Whatever ends us, the terminal is as it was; then the signal does what it always does.
-void end_by_signal(int number) {
-    const int saved = errno;
-    set_terminal(original);
-    if (helper_pid > 0) kill(helper_pid, SIGTERM);
-    raise(number);
-    errno = saved;
-}
-
-void wake_writer() {
-    const Wakeup* writer = screen_signal;
-    if (writer != nullptr) writer->set();
-}
-
-// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
-void stop_by_signal(int number) {
-    const int saved = errno;
-    const TerminalMode mode = terminal_mode;
-    set_terminal(original);
-    catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops: SA_NODEFER
-    catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (mode == whole_screen) {
-        reopen_screen = true;
-    } else if (in_foreground()) {
-        set_terminal(mode);
-    }
-    wake_writer();
-    errno = saved;
-}
-
-// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
-void handle_signals() {
-    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
-    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
-#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
-    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
-#endif
-    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
-    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGPIPE, SIG_IGN);
-}
 
 // Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
 // nothing.
@@ -235,7 +137,7 @@ class Keyboard {
 // 2. The connection
 //
 // TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
-// the server in its own way (--via, section 12): to the client that is a connection like any other.
+// the server in its own way (--via, section 13): to the client that is a connection like any other.
 
 constexpr int connect_limit = 5000;  // milliseconds
 
@@ -288,7 +190,7 @@ class Connection {
 };
 
 // Starts a command, and returns the connection to it. may_ask: it may use the terminal, as ssh does to ask for a
-// password. Does not wait for the command. Throws if it cannot be started. (Section 12)
+// password. Does not wait for the command. Throws if it cannot be started. (Section 13)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
 // Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
@@ -539,7 +441,7 @@ class Client {
         const Question question = question_;
         if (question >= Question::password && !accept_password(text)) return;
         set_question(Question::none);
-        answered_ = question;
+        answered_ = text.empty() ? Question::new_password : question;  // after an empty one nothing more may be asked
         server_->send_line(text);
     }
 
@@ -712,7 +614,7 @@ class Client {
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
-        if (question_ == Question::new_password && on_terminal()) {
+        if (question_ == Question::new_password && on_terminal() && !text.empty()) {
             set_question(Question::repeated_password);
             typed_password_ = text;
             show_notice("INFO The same once more, please.");
@@ -915,7 +817,110 @@ class PlainClient : public Client {
 // =========================================================================================================
 
 // ---------------------------------------------------------------------------------------------------------
-// 6. The width of text
+// 6. The terminal's modes, and signals
+//
+// What signal handlers need is global, and what they call is async-signal-safe.
+
+termios original_settings;                           // of the terminal, when its mode was first changed
+std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
+std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
+std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
+static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
+
+// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
+constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
+constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
+
+// Any thread, and signal handlers. Blocks until the terminal has taken the bytes, or is gone; but no longer than half a
+// second, if it is not to be patient.
+void write_to_terminal(std::string_view bytes, bool patient) {
+    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+    for (int tries = 0; !bytes.empty() && (patient || tries < 5);) {
+        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
+        if (written < 0 && errno != EINTR && errno != EAGAIN) break;
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};
+        if (written < 0) poll(&output, 1, 100), ++tries;
+        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
+    }
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags);
+}
+
+// See section 1.
+void set_terminal(TerminalMode mode) {
+    if (mode == terminal_mode) return;
+    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
+    termios wanted = original_settings;
+    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
+        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
+    }
+    if (terminal_mode == whole_screen) write_to_terminal(close_screen, false);
+    terminal_mode = mode;
+    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
+    if (mode == whole_screen) write_to_terminal(open_screen, false);
+}
+
+// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
+}
+
+void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
+
+// Whatever ends us, the terminal is as it was; then the signal does what it always does.
+void end_by_signal(int number) {
+    const int saved = errno;
+    set_terminal(original);
+    if (helper_pid > 0) kill(helper_pid, SIGTERM);
+    raise(number);
+    errno = saved;
+}
+
+void wake_writer() {
+    const Wakeup* writer = screen_signal;
+    if (writer != nullptr) writer->set();
+}
+
+// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
+void stop_by_signal(int number) {
+    const int saved = errno;
+    const TerminalMode mode = terminal_mode;
+    set_terminal(original);
+    catch_signal(number, SIG_DFL);
+    raise(number);  // here it stops: SA_NODEFER
+    catch_signal(number, stop_by_signal, SA_NODEFER);
+    if (mode == whole_screen) {
+        reopen_screen = true;
+    } else if (in_foreground()) {
+        set_terminal(mode);
+    }
+    wake_writer();
+    errno = saved;
+}
+
+// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
+void handle_signals() {
+    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
+    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
+    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
+#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
+    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
+#endif
+    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
+    catch_signal(SIGPIPE, SIG_IGN);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. The width of text
 //
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
 // two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
@@ -992,7 +997,7 @@ std::string padded(std::string_view text, int columns) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 7. Keys, and the line that is typed
+// 8. Keys, and the line that is typed
 //
 // A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
@@ -1236,7 +1241,7 @@ class Editor {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. The canvas, and the display
+// 9. The canvas, and the display
 //
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
@@ -1323,7 +1328,7 @@ class Display {
         const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
         if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
         shown_ = std::move(canvas);
-        write_to_terminal(out_);
+        write_to_terminal(out_, true);
     }
 
    private:
@@ -1374,7 +1379,7 @@ class Display {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 9. The scrollback
+// 10. The scrollback
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
@@ -1504,7 +1509,7 @@ class Scrollback {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 10. The full-screen form
+// 11. The full-screen form
 //
 // Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
 // answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
@@ -2185,7 +2190,7 @@ class ScreenClient : public Client {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 11. Finding a server
+// 12. Finding a server
 //
 // A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
 // is a stranger's claim, and is checked, cleaned and bounded.
@@ -2345,7 +2350,7 @@ Address choose_server(Keyboard& keyboard) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 12. The helper command
+// 13. The helper command
 //
 // A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
 // other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
@@ -2434,7 +2439,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 13. Starting
+// 14. Starting
 //
 // What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
 // if the user can see it in --help, with 1 otherwise.
