@@ -1425,7 +1425,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
-    if (changed) info(lock, user, "Your password is changed.");
+    if (asked) info(lock, user, changed ? "Your password is changed." : "Nothing was changed.");
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
