@@ -362,6 +362,7 @@ struct OwnLine {
     std::string text;
     std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
+    bool speaks = false;   // it comes back, if it is not refused
 };
 
 class Client {
@@ -377,7 +378,8 @@ class Client {
         std::thread writer([this] {
             name_thread("writer");
             Lock lock(mutex_);
-            if (wait_until(lock, [this] { return greeted_; })) write(lock);
+            changed_.wait(lock, [this] { return greeted_ || ended_; });
+            if (!ended_) write(lock);
         });
         writer.join();
         reader.join();
@@ -396,18 +398,11 @@ class Client {
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
 
-    // The writer: waits until something holds; false if the chat is over before.
-    template <typename Condition>
-    bool wait_until(Lock& lock, Condition holds) {
-        changed_.wait(lock, [&] { return ended_ || holds(); });
-        return !ended_;
-    }
-
     // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
         if (name_.empty() || waiting_.size() >= max_waiting) return false;
         const bool empty = trim(clean(text)).empty();  // the server would not answer that
-        if (!empty) waiting_.push_back({text, heading(), destination(text)});
+        if (!empty) waiting_.push_back(own_line(text));
         send_next();
         return true;
     }
@@ -478,7 +473,7 @@ class Client {
 
     // All that follows is guarded by the mutex.
     std::mutex mutex_;
-    std::condition_variable changed_;  // what wait_until() and reconnect() wait for
+    std::condition_variable changed_;  // what the writer and reconnect() wait for
     Question question_ = Question::none;
     std::deque<OwnLine> waiting_;  // not answered yet
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
@@ -541,27 +536,18 @@ class Client {
 
     // ---- Our lines
 
-    // Returns the command that a line is, in lower case; empty: it is said.
-    static std::string command_of(std::string_view line) {
-        line = trim(line);
-        const bool is_said = !line.starts_with('/') || line.starts_with("//");
-        return is_said ? "" : fold(take_word(line));
-    }
-
-    static bool speaks(std::string_view line) {
-        static const std::set<std::string> speaking = {"", "/me", "/msg", "/reply"};
-        return speaking.contains(command_of(line));
-    }
-
-    // Returns the room to which a line brings us, as OwnLine::leads_to.
-    static std::string destination(std::string_view line) {
-        const std::string command = command_of(line);
-        const std::string_view behind = trim(trim(line).substr(command.size())),
-                               room = behind.substr(0, behind.find(' '));
-        if (command == "/leave") return "public";
-        if (command == "/password") return "?";  // what is typed ahead may be an answer
-        if (command != "/join" && command != "/create") return "";
-        return valid_name(room) ? std::string(room) : "?";
+    OwnLine own_line(const std::string& text) const {
+        OwnLine line{text, heading(), ""};
+        std::string_view rest = trim(text);
+        const bool is_command = rest.starts_with('/') && !rest.starts_with("//");
+        const std::string command = fold(take_word(rest));
+        rest = trim(rest);
+        const std::string room(take_word(rest));
+        line.speaks = !is_command || command == "/me" || command == "/msg" || command == "/reply";
+        if (command == "/leave") line.leads_to = "public";
+        if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
+        if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
+        return line;
     }
 
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
@@ -570,12 +556,12 @@ class Client {
                                                            "JOIN", "LEAVE", "OWNER", "LIST"};
         if (message.word == "ERR") return true;
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
-        if (speaks(line.text)) return message.is_speech() && same_name(message.fields[0], name_);
+        if (line.speaks) return message.is_speech() && same_name(message.fields[0], name_);
         return !unasked.contains(message.word);
     }
 
     void confirm_line() {
-        if (speaks(waiting_.front().text)) last_said_ = waiting_.front().text;
+        if (waiting_.front().speaks) last_said_ = waiting_.front().text;
         waiting_.pop_front();
         sent_ = false;
     }
@@ -742,49 +728,51 @@ class PlainClient : public Client {
         : Client(std::move(target), std::move(name)), keyboard_(keyboard) {}
 
    private:
+    // What was true when a line may have been begun, which the kernel edits: when the one before it was done.
+    struct Begun {
+        Question question;
+        unsigned number;  // open_question()
+        std::string room;
+    };
+
     void show(const Message& message, Entry entry) override {
         if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
-    // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
         if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
-        set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
+        if (!begun_ && takes_line()) begun_ = Begun{question_, open_question(), heading()};
+        const Question begun_for = begun_ ? begun_->question : Question::none;  // what was begun hidden stays so
+        set_terminal(std::max(question_, begun_for) >= Question::password ? typing_hidden : original);
     }
 
-    // The kernel edits a line that is typed: it may have been begun at any time since the last one was read.
+    bool takes_line() const { return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle()); }
+
     void write(Lock& lock) override {
-        const auto takes_line = [this] {
-            return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle());
-        };
-        while (wait_until(lock, takes_line)) {
-            begun_for_ = question_;
-            const unsigned number = open_question();
-            const std::string room = heading();
+        while (changed_.wait(lock, [this] { return ended_ || begun_; }), !ended_) {
             lock.unlock();
             const std::optional<Line> line = keyboard_.read_line(stop_);
             lock.lock();
-            if (!line) return ended_ ? void() : end_input();
+            if (!line) return end_input();
             if (terminal_mode == typing_hidden) std::cout << '\n';
-            begun_for_ = Question::none;
-            enter_line(*line, number, room);
+            enter_line(*line, *std::exchange(begun_, std::nullopt));
             refresh();
         }
     }
 
-    void enter_line(const Line& line, unsigned number, const std::string& room) {
+    void enter_line(const Line& line, const Begun& begun) {
         if (line.too_long) {
             std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (typed_ && number != open_question()) {
+        } else if (typed_ && begun.number != open_question()) {
             show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
         } else if (open_question() != 0) {
             answer(line.text);
         } else if (is_quit(line.text)) {
             quit();
         } else {
-            say(line.text, typed_ ? room : heading());
+            say(line.text, typed_ ? begun.room : heading());
         }
     }
 
@@ -802,13 +790,14 @@ class PlainClient : public Client {
     }
 
     void end_input() {
+        if (ended_) return;
         if (!name_.empty()) return quit();
         end_chat("the input ended before the login was complete");
     }
 
     const bool typed_ = isatty(STDIN_FILENO) != 0;
-    Question begun_for_ = Question::none;  // the line that is typed now
-    std::string held_;                     // a line that was begun in another room
+    std::optional<Begun> begun_;  // the line that is typed now
+    std::string held_;            // a line that was begun in another room
     Keyboard& keyboard_;
 };
 
@@ -2201,7 +2190,6 @@ struct UsageError : std::runtime_error {
 
 struct Address {
     std::string host, port;
-    bool operator==(const Address&) const = default;
 };
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
@@ -2225,6 +2213,9 @@ struct Found {
     Address address;
     std::string people, title;
     bool password = false;
+    bool operator==(const Found& other) const {
+        return address.host == other.address.host && address.port == other.address.port;
+    }
 };
 
 // One of this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, among them.
@@ -2289,15 +2280,9 @@ std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, co
     return found;
 }
 
-void add_if_new(std::vector<Found>& all, const Found& found) {
-    constexpr std::size_t max_found = 64;
-    const bool known =
-        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
-    if (!known && all.size() < max_found) all.push_back(found);
-}
-
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
+    constexpr std::size_t max_found = 64;
     const std::vector<Network> networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
@@ -2312,7 +2297,9 @@ std::vector<Found> find_servers() {
             const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
-            if (const std::optional<Found> found = receive_answer(socket, nonce, networks)) add_if_new(all, *found);
+            const std::optional<Found> found = receive_answer(socket, nonce, networks);
+            const bool is_new = found && std::find(all.begin(), all.end(), *found) == all.end();
+            if (is_new && all.size() < max_found) all.push_back(*found);
         }
     }
     return all;
