@@ -884,7 +884,11 @@ void stop_by_signal(int number) {
     const TerminalMode mode = terminal_mode;
     set_terminal(original);
     catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops: SA_NODEFER
+    sigset_t stop{};
+    sigemptyset(&stop);
+    sigaddset(&stop, number);
+    pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
+    raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
     if (mode == whole_screen) {
         reopen_screen = true;

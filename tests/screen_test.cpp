@@ -21,7 +21,7 @@ namespace {
 
 const char* const locale_set = std::setlocale(LC_CTYPE, "C.UTF-8");  // for the width of characters
 
-const long max_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 512L << 20 : 64L << 20;  // sanitizers need more
+const long max_memory = std::getenv("CHATROOM_SLOW") != nullptr ? 1L << 30 : 64L << 20;  // sanitizers need more
 
 Launch on_port(int port, const Lines& more = {}, Window size = {}) {
     Launch launch{.args = {"127.0.0.1", std::to_string(port)}, .env = {"TZ=UTC0", "NO_COLOR"}, .terminal = size};
