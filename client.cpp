@@ -1359,13 +1359,16 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The next canvas is sent whole.
-    void invalidate() { shown_ = Canvas(0, 0); }
+    // The terminal may show anything: next time all is sent.
+    void invalidate() {
+        shown_ = Canvas(0, 0);
+        title_.clear();
+    }
 
-    // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
-    // it.
-    void show(Canvas canvas, const std::string& more) {
-        out_ = more;
+    // Makes the terminal show a canvas, and a title for its window. Blocks until the terminal has taken it.
+    void show(Canvas canvas, const std::string& title, bool bell) {
+        out_ = bell ? "\a" : "";
+        if (std::exchange(title_, title) != title) out_ += "\33]2;" + title + '\a';
         row_ = -1;
         if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
             out_ += "\33[m\33[2J";
@@ -1421,6 +1424,7 @@ class Display {
 
     bool colors_;
     Canvas shown_{0, 0};          // what the terminal shows
+    std::string title_;           // likewise
     std::string out_;             // what it is about to be sent
     int row_ = -1, column_ = -1;  // where its cursor is, if that is known
     Style style_ = Style::plain;  // and what it writes in
@@ -1668,7 +1672,7 @@ class ScreenClient : public Client {
             const bool ours = in_foreground();
             if (ours && reopen_screen.exchange(false)) {
                 set_terminal(whole_screen);
-                invalidate();
+                display_.invalidate();
             }
             refresh();
             const int limit = !ours                   ? 1000
@@ -1682,16 +1686,11 @@ class ScreenClient : public Client {
             const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
             lock.lock();
             if (gone) end_chat("the terminal is gone");
-            if (polled[1].revents != 0) signal_.clear(), invalidate();  // another size, or somebody else's for a while
+            if (polled[1].revents != 0)
+                signal_.clear(), display_.invalidate();  // another size, or somebody else's for a while
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
-    }
-
-    // The terminal may show anything: all is sent again.
-    void invalidate() {
-        display_.invalidate();
-        title_.clear();
     }
 
     void press(const Typed& typed) {
@@ -1699,7 +1698,7 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return invalidate();
+            case Key::redraw: return display_.invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
             case Key::suspend: kill(0, SIGTSTP); return;
             case Key::abort: kill(0, SIGQUIT); return;
@@ -1877,7 +1876,8 @@ class ScreenClient : public Client {
         const auto add = [&](std::string_view name) {
             const std::string whole = std::string(name) + (at_start && !command ? ": " : " ");
             const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
-            if (fold(whole).starts_with(word) && name != name_ && !known) candidates_.push_back(whole);
+            if (fold(whole).starts_with(word) && name != name_ && !known && candidates_.size() < 100)
+                candidates_.push_back(whole);
         };
         if (command) {  // the page of help names all commands
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
@@ -1978,14 +1978,8 @@ class ScreenClient : public Client {
         if (top > 0) draw_bar(canvas);
         if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
         draw_line(canvas);
-        display_.show(std::move(canvas), bell_and_title());
-    }
-
-    std::string bell_and_title() {
-        std::string text = std::exchange(bell_, false) ? "\a" : "";
-        const std::string title = (unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "") + room_ + " - Chatroom";
-        if (std::exchange(title_, title) != title) text += "\33]2;" + title + "\a";
-        return text;
+        const std::string news = unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "";
+        display_.show(std::move(canvas), news + room_ + " - Chatroom", std::exchange(bell_, false));
     }
 
     // Paints something that can be clicked; returns the column behind it.
@@ -2136,7 +2130,6 @@ class ScreenClient : public Client {
     unsigned answer_number_ = 0;             // of the server's question that answer_ is for
     bool moving_ = false;                    // from the list of rooms to another one
     std::string status_;                     // shown until the next key
-    std::string title_;                      // of the window, as sent
     bool focused_ = true;                    // of the terminal's window, if it reports that
     bool entered_just_now_ = false;          // a WHO line belongs to a ROOM line
     bool bell_ = false;                      // is to be rung
