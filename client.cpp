@@ -3,7 +3,7 @@
 //
 // A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
 //
-//    1. The terminal           its modes, and that it is restored whatever happens
+//    1. The terminal           what is typed, line by line
 //    2. The connection         lines over TCP
 //    3. The server's words     what its lines look like to a person
 //    4. The client             what both forms share; Client::read() is the reader
@@ -11,14 +11,15 @@
 //
 // B, what people rely on: for looking things up, each section by itself.
 //
-//    6. The width of text      graphemes
-//    7. Keys and the editor    what was typed
-//    8. Canvas and display     what is to be seen, and what the terminal shows
-//    9. The scrollback         what was said
-//   10. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   11. Finding a server       on the local network, or at an address
-//   12. The helper command     a program that reaches the server: --via
-//   13. Starting               the options, and main()
+//    6. Modes and signals      the terminal is restored whatever happens
+//    7. The width of text      graphemes
+//    8. Keys and the editor    what was typed
+//    9. Canvas and display     what is to be seen, and what the terminal shows
+//   10. The scrollback         what was said
+//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   12. Finding a server       on the local network, or at an address
+//   13. The helper command     a program that reaches the server: --via
+//   14. Starting               the options, and main()
 //
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
@@ -73,117 +74,18 @@ std::string program;  // the name that it was started by, for messages
 // ---------------------------------------------------------------------------------------------------------
 // 1. The terminal
 //
-// Its settings belong to whoever started us, and are restored on every way out, a crash included. What signal handlers
-// need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
+// Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
+// pipe, there is nothing to set.
 
 enum TerminalMode { original, typing_hidden, whole_screen };
 
-termios original_settings;                           // of the terminal, when its mode was first changed
 std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the terminal has to be restored
-std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
-std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
-std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
-static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
-
-// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
-constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
-constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
-
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone, or
-// takes nothing for so many tenths of a second.
-void write_to_terminal(std::string_view bytes, int tries = INT_MAX) {
-    while (!bytes.empty() && tries > 0) {
-        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
-        if (written < 0 && errno != EINTR && errno != EAGAIN) return;
-        pollfd output{STDOUT_FILENO, POLLOUT, 0};
-        if (written < 0) poll(&output, 1, 100), --tries;
-        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
-    }
-}
-
-// The same, but a terminal that takes nothing holds nobody up for longer than half a second.
-void try_to_write(std::string_view bytes) {
-    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
-    fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
-    write_to_terminal(bytes, 5);
-    fcntl(STDOUT_FILENO, F_SETFL, flags);
-}
 
 // Any thread, and signal handlers. Does nothing where there is no terminal.
-void set_terminal(TerminalMode mode) {
-    if (mode == terminal_mode) return;
-    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
-    termios wanted = original_settings;
-    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
-        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
-        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
-    }
-    if (terminal_mode == whole_screen) try_to_write(close_screen);
-    terminal_mode = mode;
-    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
-    if (mode == whole_screen) try_to_write(open_screen);
-}
-
-// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
-bool in_foreground() {
-    const pid_t group = tcgetpgrp(STDIN_FILENO);
-    return group < 0 || group == getpgrp();
-}
+void set_terminal(TerminalMode mode);
 
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
-
-void catch_signal(int number, void (*handler)(int), int flags = 0) {
-    struct sigaction action {};
-    action.sa_handler = handler;
-    action.sa_flags = flags;
-    sigaction(number, &action, nullptr);
-}
-
-// Whatever ends us, the terminal is as it was; then the signal does what it always does.
-void end_by_signal(int number) {
-    const int saved = errno;
-    set_terminal(original);
-    if (helper_pid > 0) kill(helper_pid, SIGTERM);
-    raise(number);
-    errno = saved;
-}
-
-void wake_writer() {
-    const Wakeup* writer = screen_signal;
-    if (writer != nullptr) writer->set();
-}
-
-// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
-void stop_by_signal(int number) {
-    const int saved = errno;
-    const TerminalMode mode = terminal_mode;
-    set_terminal(original);
-    catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops: SA_NODEFER
-    catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (mode == whole_screen) {
-        reopen_screen = true;
-    } else if (in_foreground()) {
-        set_terminal(mode);
-    }
-    wake_writer();
-    errno = saved;
-}
-
-// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
-void handle_signals() {
-    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
-    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
-#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
-    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
-#endif
-    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
-    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGPIPE, SIG_IGN);
-}
 
 // Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
 // nothing.
@@ -235,7 +137,7 @@ class Keyboard {
 // 2. The connection
 //
 // TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
-// the server in its own way (--via, section 12): to the client that is a connection like any other.
+// the server in its own way (--via, section 13): to the client that is a connection like any other.
 
 constexpr int connect_limit = 5000;  // milliseconds
 
@@ -288,7 +190,7 @@ class Connection {
 };
 
 // Starts a command, and returns the connection to it. may_ask: it may use the terminal, as ssh does to ask for a
-// password. Does not wait for the command. Throws if it cannot be started. (Section 12)
+// password. Does not wait for the command. Throws if it cannot be started. (Section 13)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
 // Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
@@ -462,13 +364,6 @@ struct OwnLine {
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
 };
 
-struct ListedRoom {
-    long number = 0, people = 0;
-    std::string name, creator;
-    std::time_t created = 0;
-    bool needs_code = false;
-};
-
 class Client {
    public:
     // Connects: blocks and throws as open_connection() does. name: to log in with; none: the person is asked.
@@ -546,7 +441,7 @@ class Client {
         const Question question = question_;
         if (question >= Question::password && !accept_password(text)) return;
         set_question(Question::none);
-        answered_ = question;
+        answered_ = text.empty() ? Question::new_password : question;  // after an empty one nothing more may be asked
         server_->send_line(text);
     }
 
@@ -562,7 +457,7 @@ class Client {
         server_->send_line("/quit");
     }
 
-    // Any thread: ends the chat from our side. error: what to tell, if that is not as the person wishes.
+    // Any thread: ends the chat. error: what to tell, if neither the person wishes it nor the server has said why.
     void end_chat(const std::string& error = "") {
         if (!error.empty()) error_ = error, exit_status_ = 1;
         quitting_ = ended_ = true;
@@ -585,24 +480,17 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
-    std::deque<OwnLine> waiting_;                 // not answered yet
-    bool logged_in_ = false;                      // we are in a room; false again when the connection breaks
-    bool ended_ = false;                          // the chat is over
-    std::string error_;                           // why it is, if the server has not said
-    std::string output_error_;                    // why nobody can see what is shown any more
-    std::string server_reason_;                   // what the server has said
-    std::string trouble_;                         // what is wrong with the connection now
-    std::string name_;                            // ours, as the server has it; empty before the login
-    std::string room_ = "public";                 // where we are
-    std::string code_ = "-";                      // of that room
-    std::string owner_;                           // of that room
-    std::map<std::string, std::string> members_;  // of that room: folded name to name
-    std::deque<std::string> speakers_;            // the latest comes first
-    std::vector<ListedRoom> rooms_;               // as listed last
+    std::deque<OwnLine> waiting_;  // not answered yet
+    bool logged_in_ = false;       // we are in a room; false again when the connection breaks
+    bool ended_ = false;           // the chat is over
+    std::string error_;            // why it is, if the server has not said
+    std::string trouble_;          // what is wrong with the connection now
+    std::string name_;             // ours, as the server has it; empty before the login
+    std::string room_ = "public";  // where we are
+    std::string code_ = "-";       // of that room
 
    private:
-    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
-    static constexpr std::size_t max_speakers = 100, max_waiting = 10000;
+    static constexpr std::size_t max_waiting = 10000;
     static constexpr std::chrono::seconds first_delay{1}, max_delay{30};  // before reconnecting
 
     // ---- The reader
@@ -614,8 +502,7 @@ class Client {
             while (handle_lines(server_->receive())) std::this_thread::sleep_for(pace_);
         } while (reconnect());
         const Lock lock(mutex_);
-        if (!server_ended_ && !ended_) error_ = output_error_.empty() ? "the connection was lost" : output_error_;
-        end_chat();
+        if (!ended_) end_chat("the connection was lost");
     }
 
     // False: the connection has ended, or what may still come does not matter any more. Locks.
@@ -627,11 +514,11 @@ class Client {
         send_next();
         refresh();
         changed_.notify_all();
-        return !server_ended_ && output_error_.empty();
+        return !ended_;
     }
 
     void handle_line(std::string_view line) {
-        if (server_ended_) return;
+        if (ended_) return;
         const Message message(line);
         show(message, message.entry());
         if (!message.past) update(message);
@@ -649,28 +536,28 @@ class Client {
         if (word == "WELCOME") complete_login(name);
         if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
-        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
-        if (word == "JOIN") add_members(name);
-        if (word == "LEAVE") members_.erase(fold(name));
-        if (word == "OWNER") owner_ = name;
-        if (word == "SAY" || word == "ME") add_speaker(std::string(name));
-        if (word == "ROOMS") begin_list(message.fields[0]);
-        if (word == "LIST") list_room(message);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
 
     // ---- Our lines
 
+    // Returns the command that a line is, in lower case; empty: it is said.
+    static std::string command_of(std::string_view line) {
+        line = trim(line);
+        const bool is_said = !line.starts_with('/') || line.starts_with("//");
+        return is_said ? "" : fold(take_word(line));
+    }
+
     static bool speaks(std::string_view line) {
-        const std::string command = fold(take_word(line));
-        return !command.starts_with('/') || command == "/me" || command == "/msg" || command == "/reply";
+        static const std::set<std::string> speaking = {"", "/me", "/msg", "/reply"};
+        return speaking.contains(command_of(line));
     }
 
     // Returns the room to which a line brings us, as OwnLine::leads_to.
     static std::string destination(std::string_view line) {
-        const std::string command = fold(take_word(line));
-        line = trim(line);
-        const std::string_view room = take_word(line);
+        const std::string command = command_of(line);
+        const std::string_view behind = trim(trim(line).substr(command.size())),
+                               room = behind.substr(0, behind.find(' '));
         if (command == "/leave") return "public";
         if (command == "/password") return "?";  // what is typed ahead may be an answer
         if (command != "/join" && command != "/create") return "";
@@ -727,7 +614,7 @@ class Client {
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
-        if (question_ == Question::new_password && on_terminal()) {
+        if (question_ == Question::new_password && on_terminal() && !text.empty()) {
             set_question(Question::repeated_password);
             typed_password_ = text;
             show_notice("INFO The same once more, please.");
@@ -766,45 +653,11 @@ class Client {
         trouble_.clear();
     }
 
-    // ---- The room, who is in it, and the other rooms
-
     void enter_room(std::string_view name, std::string_view code) {
         const bool has_code = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
         room_ = valid_name(name) ? name : "?";
         code_ = has_code ? code : "-";
-        owner_.clear();
-        members_.clear();
         logged_in_ = true;
-    }
-
-    void add_members(std::string_view names) {
-        while (!names.empty()) {
-            const std::string_view name = take_word(names);
-            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
-        }
-    }
-
-    void add_speaker(const std::string& name) {
-        if (!valid_name(name)) return;
-        std::erase(speakers_, name);
-        speakers_.push_front(name);
-        if (speakers_.size() > max_speakers) speakers_.pop_back();
-    }
-
-    void begin_list(std::string_view count) {
-        listing_.clear();
-        left_to_list_ = parse_number(count, 0, LONG_MAX).value_or(0);
-    }
-
-    // The list is shown when it is complete.
-    void list_room(const Message& message) {
-        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
-            const std::time_t created = wire_time(std::string(message.fields[4]));
-            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
-        }
-        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
     // ---- The end, and reconnecting
@@ -813,15 +666,14 @@ class Client {
     // the way back may pass: a server that is full, say.
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
-        server_reason_ = message.text;
-        server_ended_ = true;
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+        end_chat();
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
-        if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
+        if (name_.empty() || quitting_ || !on_terminal()) return false;
         prepare_return();
         for (std::string problem = "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
@@ -864,8 +716,7 @@ class Client {
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
     bool greeted_ = false;                                 // the server's first line is here
-    bool server_ended_ = false;                            // the server has said REFUSE, BAN or BYE
-    bool quitting_ = false;                                // the person asked for it, or we have ended the chat
+    bool quitting_ = false;                                // the person asked for it, or the chat is over
     int exit_status_ = 1;                                  // what to exit with
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
@@ -876,8 +727,6 @@ class Client {
     bool sent_ = false;                         // the first line that waits is with the server
     std::string last_said_;                     // of our lines, as far as we know
     std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
-    std::vector<ListedRoom> listing_;           // of an answer that is not complete
-    long left_to_list_ = 0;                     // how many there will be
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -901,7 +750,7 @@ class PlainClient : public Client {
     // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
-        if (!std::cout && output_error_.empty()) output_error_ = "write: " + error_text(errno);
+        if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
         set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
     }
 
@@ -968,7 +817,110 @@ class PlainClient : public Client {
 // =========================================================================================================
 
 // ---------------------------------------------------------------------------------------------------------
-// 6. The width of text
+// 6. The terminal's modes, and signals
+//
+// What signal handlers need is global, and what they call is async-signal-safe.
+
+termios original_settings;                           // of the terminal, when its mode was first changed
+std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
+std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
+std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
+static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
+
+// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
+constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
+constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
+
+// Any thread, and signal handlers. Blocks until the terminal has taken the bytes, or is gone; but no longer than half a
+// second, if it is not to be patient.
+void write_to_terminal(std::string_view bytes, bool patient) {
+    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+    for (int tries = 0; !bytes.empty() && (patient || tries < 5);) {
+        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
+        if (written < 0 && errno != EINTR && errno != EAGAIN) break;
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};
+        if (written < 0) poll(&output, 1, 100), ++tries;
+        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
+    }
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags);
+}
+
+// See section 1.
+void set_terminal(TerminalMode mode) {
+    if (mode == terminal_mode) return;
+    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
+    termios wanted = original_settings;
+    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
+        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
+    }
+    if (terminal_mode == whole_screen) write_to_terminal(close_screen, false);
+    terminal_mode = mode;
+    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
+    if (mode == whole_screen) write_to_terminal(open_screen, false);
+}
+
+// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
+}
+
+void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
+
+// Whatever ends us, the terminal is as it was; then the signal does what it always does.
+void end_by_signal(int number) {
+    const int saved = errno;
+    set_terminal(original);
+    if (helper_pid > 0) kill(helper_pid, SIGTERM);
+    raise(number);
+    errno = saved;
+}
+
+void wake_writer() {
+    const Wakeup* writer = screen_signal;
+    if (writer != nullptr) writer->set();
+}
+
+// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
+void stop_by_signal(int number) {
+    const int saved = errno;
+    const TerminalMode mode = terminal_mode;
+    set_terminal(original);
+    catch_signal(number, SIG_DFL);
+    raise(number);  // here it stops: SA_NODEFER
+    catch_signal(number, stop_by_signal, SA_NODEFER);
+    if (mode == whole_screen) {
+        reopen_screen = true;
+    } else if (in_foreground()) {
+        set_terminal(mode);
+    }
+    wake_writer();
+    errno = saved;
+}
+
+// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
+void handle_signals() {
+    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
+    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
+    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
+#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
+    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
+#endif
+    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
+    catch_signal(SIGPIPE, SIG_IGN);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. The width of text
 //
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
 // two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
@@ -1045,7 +997,7 @@ std::string padded(std::string_view text, int columns) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 7. Keys, and the line that is typed
+// 8. Keys, and the line that is typed
 //
 // A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
@@ -1289,7 +1241,7 @@ class Editor {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. The canvas, and the display
+// 9. The canvas, and the display
 //
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
@@ -1379,7 +1331,7 @@ class Display {
         const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
         if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
         shown_ = std::move(canvas);
-        write_to_terminal(out_);
+        write_to_terminal(out_, true);
     }
 
    private:
@@ -1431,7 +1383,7 @@ class Display {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 9. The scrollback
+// 10. The scrollback
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
@@ -1561,7 +1513,7 @@ class Scrollback {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 10. The full-screen form
+// 11. The full-screen form
 //
 // Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
 // answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
@@ -1606,6 +1558,13 @@ class ScreenClient : public Client {
     }
 
    private:
+    struct ListedRoom {
+        long number, people;
+        std::string name, creator;
+        std::time_t created;
+        bool needs_code;
+    };
+
     struct ClickTarget {
         int row, from, to;  // columns
         std::function<void()> act;
@@ -1628,9 +1587,44 @@ class ScreenClient : public Client {
         if (message.word == "ROOM" && std::exchange(moving_, false)) view_ = View::chat;
         if (message.word == "ERR") moving_ = false;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
+        if (!message.past) note(message);
         if (answers_us || beside) return;
         announce(message, entry);
         scrollback_.add(std::move(entry));
+    }
+
+    // Keeps what the margin and the list of rooms show up to date.
+    void note(const Message& message) {
+        const std::string_view word = message.word, name = message.fields[0];
+        if (word == "ROOM") owner_.clear(), members_.clear();
+        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
+        if (word == "JOIN") add_members(name);
+        if (word == "LEAVE") members_.erase(fold(name));
+        if (word == "OWNER") owner_ = name;
+        if (word == "LIST") list_room(message);
+        if (word == "ROOMS") {
+            listing_.clear();
+            left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
+        }
+        if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text;
+    }
+
+    void add_members(std::string_view names) {
+        while (!names.empty()) {
+            const std::string_view name = take_word(names);
+            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
+        }
+    }
+
+    // The list is shown when it is complete.
+    void list_room(const Message& message) {
+        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
+        const std::string name(message.fields[1]), creator(message.fields[3]);
+        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
+            const std::time_t created = wire_time(std::string(message.fields[4]));
+            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        }
+        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
 
     // Draws attention to what somebody else says now.
@@ -1867,7 +1861,7 @@ class ScreenClient : public Client {
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    // Finds what the last word of a text may become, the likeliest first, with what comes behind it.
+    // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
         candidate_ = 0;
@@ -1886,7 +1880,6 @@ class ScreenClient : public Client {
         } else if (fold(before).starts_with("/join ")) {
             for (const ListedRoom& room : rooms_) add(room.name);
         } else {
-            for (const std::string& name : speakers_) add(name);
             for (const auto& [key, name] : members_) add(name);
         }
     }
@@ -2105,15 +2098,16 @@ class ScreenClient : public Client {
 
     void print_end() override {
         screen_signal = nullptr;
-        std::cout << server_reason_ << (server_reason_.empty() ? "" : "\n") << std::flush;
+        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
         Client::print_end();
     }
 
     static constexpr int refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
-    static constexpr long many = 1000000;        // rows: more than there are
-    static constexpr int wide = 64;              // columns from which on there is a margin
+    static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
+    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
+    static constexpr long many = 1000000;             // rows: more than there are
+    static constexpr int wide = 64;                   // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;
@@ -2124,15 +2118,20 @@ class ScreenClient : public Client {
     Display display_;
     View view_ = View::chat;
     Scrollback scrollback_, help_;
-    Editor line_;                            // what is typed into the chat
-    std::string begun_in_;                   // the room in which it was begun
-    std::optional<Prompt> prompt_, answer_;  // a question of ours, and the server's
-    unsigned answer_number_ = 0;             // of the server's question that answer_ is for
-    bool moving_ = false;                    // from the list of rooms to another one
-    std::string status_;                     // shown until the next key
-    bool focused_ = true;                    // of the terminal's window, if it reports that
-    bool entered_just_now_ = false;          // a WHO line belongs to a ROOM line
-    bool bell_ = false;                      // is to be rung
+    std::string owner_;                           // of the room
+    std::map<std::string, std::string> members_;  // of the room: folded name to name
+    std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
+    long left_to_list_ = 0;                       // how many there will be
+    std::string last_words_;                      // of the server
+    Editor line_;                                 // what is typed into the chat
+    std::string begun_in_;                        // the room in which it was begun
+    std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
+    unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
+    bool moving_ = false;                         // from the list of rooms to another one
+    std::string status_;                          // shown until the next key
+    bool focused_ = true;                         // of the terminal's window, if it reports that
+    bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
+    bool bell_ = false;                           // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
@@ -2144,7 +2143,7 @@ class ScreenClient : public Client {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 11. Finding a server
+// 12. Finding a server
 //
 // A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
 // is a stranger's claim, and is checked, cleaned and bounded.
@@ -2304,7 +2303,7 @@ Address choose_server(Keyboard& keyboard) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 12. The helper command
+// 13. The helper command
 //
 // A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
 // other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
@@ -2393,7 +2392,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 13. Starting
+// 14. Starting
 //
 // What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
 // if the user can see it in --help, with 1 otherwise.

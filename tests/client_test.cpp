@@ -616,6 +616,19 @@ TEST(ClientTyped, PasswordIsKeptOnceItIsAccepted) {
     }
 }
 
+TEST(ClientTyped, EmptyAnswerEndsTheQuestion) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("\r");
+        alice.server.expect_next(re("^$"));
+        alice.tell("INFO Your password is as it was.");
+        alice.say("hello");
+    }
+}
+
 TEST(ClientTyped, ServerThatIsFullIsTriedAgain) {
     for (const Lines& form : both_forms) {
         Typist alice(form);
