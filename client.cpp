@@ -1304,13 +1304,16 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The next canvas is sent whole.
-    void invalidate() { shown_ = Canvas(0, 0); }
+    // The terminal may show anything: next time all is sent.
+    void invalidate() {
+        shown_ = Canvas(0, 0);
+        title_.clear();
+    }
 
-    // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
-    // it.
-    void show(Canvas canvas, const std::string& more) {
-        out_ = more;
+    // Makes the terminal show a canvas, and a title for its window. Blocks until the terminal has taken it.
+    void show(Canvas canvas, const std::string& title, bool bell) {
+        out_ = bell ? "\a" : "";
+        if (std::exchange(title_, title) != title) out_ += "\33]2;" + title + '\a';
         row_ = -1;
         if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
             out_ += "\33[m\33[2J";
@@ -1366,6 +1369,7 @@ class Display {
 
     bool colors_;
     Canvas shown_{0, 0};          // what the terminal shows
+    std::string title_;           // likewise
     std::string out_;             // what it is about to be sent
     int row_ = -1, column_ = -1;  // where its cursor is, if that is known
     Style style_ = Style::plain;  // and what it writes in
@@ -1424,10 +1428,9 @@ class Scrollback {
     bool follows() const { return !bottom_; }
     void follow() { bottom_.reset(); }
 
-    // The next line that is added will be the first one unread.
-    void mark() { mark_ = first_ + entries_.size(); }
+    // The next line that is added will be the first one unread, unless one is.
+    void mark() { mark_ = mark_.value_or(first_ + entries_.size()); }
     void unmark() { mark_.reset(); }
-    bool marked() const { return mark_.has_value(); }
 
     // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
     std::deque<Row> rows(int height, int columns) const {
@@ -1476,11 +1479,12 @@ class Scrollback {
         const Entry& entry = at(number);
         const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
         std::vector<Row> rows;
-        if (day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
+        const bool timed = entry.time != 0;
+        if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
             rows.push_back(ruled(day(entry.time), columns, Style::faint));
         }
         if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
-        const std::string stamp = columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
+        const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
         const int width = static_cast<int>(stamp.size());
         const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
         for (const std::string_view part :
@@ -1542,6 +1546,8 @@ class ScreenClient : public Client {
         : Client(std::move(target), std::move(name)), bell_when_(std::move(bell_when)), display_(colors) {
         screen_signal = &signal_;
         pace_ = 8ms;
+        std::istringstream help{std::string(info_text)};
+        for (std::string line; std::getline(help, line);) help_.add({.text = line});
     }
 
    private:
@@ -1620,10 +1626,7 @@ class ScreenClient : public Client {
         const bool whisper = message.word == "MSG";
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
-        if (is_away()) {
-            if (!scrollback_.marked()) scrollback_.mark();
-            ++unread_;
-        }
+        if (is_away()) scrollback_.mark(), ++unread_;
         const bool wanted =
             bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
         if (!wanted || Clock::now() - last_bell_ < bell_pause) return;
@@ -1633,11 +1636,10 @@ class ScreenClient : public Client {
 
     // Returns whether a name stands in a text as a word of its own.
     static bool has_word(std::string_view text, std::string_view name) {
-        std::string word;
-        for (const char c : std::string(text) + ' ') {
-            const bool part = is_letter(c) || is_digit(c);
-            if (!part && !word.empty() && same_name(word, name)) return true;
-            word = part ? word + c : "";
+        const std::string in = ' ' + fold(text) + ' ', word = fold(name);
+        const auto is_part = [&](std::size_t at) { return is_letter(in[at]) || is_digit(in[at]); };
+        for (std::size_t at = 0; (at = in.find(word, at + 1)) != std::string::npos;) {
+            if (!is_part(at - 1) && !is_part(at + word.size())) return true;
         }
         return false;
     }
@@ -1651,47 +1653,31 @@ class ScreenClient : public Client {
 
     // ---- What is typed (the writer)
 
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat.
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
             if (ours && reopen_screen.exchange(false)) {
                 set_terminal(whole_screen);
-                invalidate();
+                display_.invalidate();
             }
             refresh();
             const int limit = !ours                   ? 1000
                               : keys_.patience() >= 0 ? keys_.patience()
                               : view_ == View::rooms  ? refresh_wait
                                                       : -1;
+            std::array<pollfd, 3> polled{
+                {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
             lock.unlock();
-            const bool timeout = !wait(limit, ours);
+            const bool timeout = poll_any(polled, limit) == 0;
+            const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
             lock.lock();
+            if (gone) end_chat("the terminal is gone");
+            if (polled[1].revents != 0)
+                signal_.clear(), display_.invalidate();  // another size, or somebody else's for a while
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
-    }
-
-    // The terminal may show anything: all is sent again.
-    void invalidate() {
-        display_.invalidate();
-        title_.clear();
-    }
-
-    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
-    // Locks.
-    bool wait(int limit, bool ours) {
-        std::array<pollfd, 3> polled{
-            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
-        const int ready = poll_any(polled, limit);
-        if (ready <= 0) return ready < 0;
-        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
-        const Lock lock(mutex_);
-        if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
-            signal_.clear();
-            invalidate();
-        }
-        if (gone) end_chat("the terminal is gone");
-        return true;
     }
 
     void press(const Typed& typed) {
@@ -1699,7 +1685,7 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return invalidate();
+            case Key::redraw: return display_.invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
             case Key::suspend: kill(0, SIGTSTP); return;
             case Key::abort: kill(0, SIGQUIT); return;
@@ -1711,12 +1697,13 @@ class ScreenClient : public Client {
         status_.clear();
         if (typed.key != Key::tab) candidates_.clear();
         if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
-        switch (view_) {
-            case View::chat: return press_in_line(typed, line_);
-            case View::rooms: return press_in_rooms(typed);
-            case View::info: return press_in_info(typed);
-        }
+        if (view_ == View::chat) return press_in_line(typed, line_);
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (view_ == View::rooms) return press_in_rooms(typed);
+        shown().scroll(-rows_down(typed.key), height_, columns_);
     }
+
+    Scrollback& shown() { return view_ == View::info ? help_ : scrollback_; }
 
     void click(const Typed& typed) {
         const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
@@ -1733,8 +1720,8 @@ class ScreenClient : public Client {
 
     void open(View view) {
         view_ = view;
-        first_row_ = 0;
         if (view == View::rooms) list_rooms();
+        if (view == View::info) help_.scroll(many, height_, columns_);
     }
 
     // Returns how many rows down a key goes, in whatever is shown; up is negative.
@@ -1871,26 +1858,23 @@ class ScreenClient : public Client {
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
         candidate_ = 0;
-        const bool at_start = completed_from_ == 0;
-        const char* behind = at_start ? ": " : " ";
-        if (at_start && before.starts_with('/')) {  // the page of help names all commands
+        const bool at_start = completed_from_ == 0, command = at_start && before.starts_with('/');
+        const std::string word = fold(before.substr(completed_from_));
+        const auto add = [&](std::string_view name) {
+            const std::string whole = std::string(name) + (at_start && !command ? ": " : " ");
+            const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
+            if (fold(whole).starts_with(word) && name != name_ && !known && candidates_.size() < 100)
+                candidates_.push_back(whole);
+        };
+        if (command) {  // the page of help names all commands
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
-                add_candidate(before, info_text.substr(at, info_text.find_first_of(" \n", at) - at), " ");
+                add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
             }
         } else if (fold(before).starts_with("/join ")) {
-            for (const ListedRoom& room : rooms_) add_candidate(before, room.name, " ");
+            for (const ListedRoom& room : rooms_) add(room.name);
         } else {
-            for (const auto& [key, name] : members_) {
-                if (name != name_) add_candidate(before, name, behind);
-            }
+            for (const auto& [key, name] : members_) add(name);
         }
-    }
-
-    void add_candidate(const std::string& before, std::string_view word, const char* behind) {
-        const std::string whole = std::string(word) + behind;
-        const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
-        const bool fits = fold(whole).starts_with(fold(before.substr(completed_from_)));
-        if (fits && !known && candidates_.size() < max_candidates) candidates_.push_back(whole);
     }
 
     // ---- The list of rooms, and the page of help
@@ -1914,7 +1898,6 @@ class ScreenClient : public Client {
 
     void press_in_rooms(const Typed& typed) {
         if (typed.key == Key::enter) return join();
-        if (typed.key == Key::escape) view_ = View::chat;
         if (typed.key != Key::text) return choose(rows_down(typed.key));
         press_button(typed.text[0]);
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
@@ -1965,11 +1948,6 @@ class ScreenClient : public Client {
         prompt_ = Prompt{label, secret, std::move(then)};
     }
 
-    void press_in_info(const Typed& typed) {
-        if (typed.key == Key::escape) view_ = View::chat;
-        first_row_ = static_cast<int>(std::clamp(first_row_ + rows_down(typed.key), 0L, many));
-    }
-
     // ---- Painting
 
     void draw() {
@@ -1982,22 +1960,12 @@ class ScreenClient : public Client {
         const int top = canvas.rows >= 3 ? 1 : 0;
         const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
         height_ = std::max(bottom - top, 1);
-        switch (view_) {
-            case View::chat: draw_chat(canvas, top, bottom); break;
-            case View::rooms: draw_rooms(canvas, top, bottom); break;
-            case View::info: draw_info(canvas, top, bottom); break;
-        }
+        view_ == View::rooms ? draw_rooms(canvas, top, bottom) : draw_lines(canvas, top, bottom);
         if (top > 0) draw_bar(canvas);
         if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
         draw_line(canvas);
-        display_.show(std::move(canvas), bell_and_title());
-    }
-
-    std::string bell_and_title() {
-        std::string text = std::exchange(bell_, false) ? "\a" : "";
-        const std::string title = (unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "") + room_ + " - Chatroom";
-        if (std::exchange(title_, title) != title) text += "\33]2;" + title + "\a";
-        return text;
+        const std::string news = unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "";
+        display_.show(std::move(canvas), news + room_ + " - Chatroom", std::exchange(bell_, false));
     }
 
     // Paints something that can be clicked; returns the column behind it.
@@ -2019,11 +1987,11 @@ class ScreenClient : public Client {
         button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
     }
 
-    void draw_chat(Canvas& canvas, int top, int bottom) {
-        const int margin = canvas.columns >= wide ? 20 : 0;
+    void draw_lines(Canvas& canvas, int top, int bottom) {
+        const int margin = view_ == View::chat && canvas.columns >= wide ? 20 : 0;
         columns_ = canvas.columns - margin;
-        if (!scrollback_.follows()) scrollback_.scroll(0, height_, columns_);  // older lines may be gone
-        const std::deque<Row> rows = scrollback_.rows(height_, columns_);
+        if (!shown().follows()) shown().scroll(0, height_, columns_);  // older lines may be gone
+        const std::deque<Row> rows = shown().rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
             canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
         }
@@ -2047,9 +2015,11 @@ class ScreenClient : public Client {
     }
 
     void draw_rooms(Canvas& canvas, int top, int bottom) {
-        static const std::vector<std::pair<std::string, Typed>> buttons = {
-            {" Enter Join ", {Key::enter}},      {" c Create ", {Key::text, "c"}}, {" r Reload ", {Key::text, "r"}},
-            {" x Exit code ", {Key::text, "x"}}, {" i Info ", {Key::text, "i"}},   {" Esc Back ", {Key::escape}}};
+        static const std::vector<std::pair<std::string, Typed>> buttons = {{" Enter Join ", {Key::enter}},
+                                                                           {" c Create ", {Key::text, "c"}},
+                                                                           {" r Reload ", {Key::text, "r"}},
+                                                                           {" x Exit code ", {Key::text, "x"}},
+                                                                           {" i Info ", {Key::text, "i"}}};
         int row = top, column = 0;
         for (const auto& [label, key] : buttons) {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
@@ -2081,20 +2051,6 @@ class ScreenClient : public Client {
         }
     }
 
-    void draw_info(Canvas& canvas, int top, int bottom) {
-        std::vector<std::string_view> rows;
-        for (std::string_view rest = info_text; !rest.empty();) {
-            const std::string_view line = rest.substr(0, rest.find('\n'));
-            rest.remove_prefix(std::min(line.size() + 1, rest.size()));
-            for (const std::string_view part : wrap(line, canvas.columns, canvas.columns)) rows.push_back(part);
-        }
-        first_row_ = std::clamp(first_row_, 0, std::max(static_cast<int>(rows.size()) - height_, 0));
-        for (int row = top; row < bottom; ++row) {
-            const auto index = static_cast<std::size_t>(first_row_ + row - top);
-            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain);
-        }
-    }
-
     // Between the view and the line: what the person should know now.
     void draw_rule(Canvas& canvas, int row) {
         canvas.fill(row, "─", Style::faint);
@@ -2114,12 +2070,11 @@ class ScreenClient : public Client {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
         Prompt* asked = prompt();
-        if (asked == nullptr && view_ == View::rooms) {
-            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint);
-            return;
-        }
-        if (asked == nullptr && view_ == View::info) {
-            button(canvas, row, 0, " Esc Back ", {Key::escape});
+        if (asked == nullptr && view_ != View::chat) {
+            const int column = button(canvas, row, 0, " Esc Back ", {Key::escape});
+            const char* keys =
+                view_ == View::rooms ? " The arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
+            canvas.put(row, column, keys, Style::faint);
             return;
         }
         const Editor& editor = asked != nullptr ? asked->editor : line_;
@@ -2142,8 +2097,7 @@ class ScreenClient : public Client {
 
     static constexpr int refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
-    static constexpr std::size_t max_candidates = 100;
+    static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
     static constexpr long many = 1000000;             // rows: more than there are
     static constexpr int wide = 64;                   // columns from which on there is a margin
@@ -2156,7 +2110,7 @@ class ScreenClient : public Client {
     const std::string bell_when_;
     Display display_;
     View view_ = View::chat;
-    Scrollback scrollback_;
+    Scrollback scrollback_, help_;
     std::string owner_;                           // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
@@ -2168,14 +2122,13 @@ class ScreenClient : public Client {
     unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
     bool moving_ = false;                         // from the list of rooms to another one
     std::string status_;                          // shown until the next key
-    std::string title_;                           // of the window, as sent
     bool focused_ = true;                         // of the terminal's window, if it reports that
     bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
     bool bell_ = false;                           // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
-    int first_row_ = 0;                    // that is shown of the rooms or the help
+    int first_row_ = 0;                    // of the rooms
     long chosen_ = 0;                      // the number of a room
     std::vector<ClickTarget> targets_;     // as drawn last
     std::vector<std::string> candidates_;  // for what is being completed
