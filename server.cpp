@@ -1724,7 +1724,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
 bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
     if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
     user.asked_again = command;
-    user.ask_limit = Clock::now() + 10s;
+    user.ask_limit = Clock::now() + std::chrono::seconds(10);
     info(lock, user, warning, " To do it, type the same again within ten seconds.");
     return false;
 }
