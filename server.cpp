@@ -25,6 +25,7 @@
 #include <malloc.h>
 #endif
 
+#include <concepts>
 #include <filesystem>
 #include <fstream>
 #include <list>
@@ -469,13 +470,8 @@ Sender sender;
 // To say something is to queue it once for the whole room, under the mutex: so everyone sees the same lines in the same
 // order, the speaker included (promise 1). Any thread may call these; none blocks. docs/protocol.md has the lines.
 
-template <typename Part>
-auto text_of(const Part& part) {
-    if constexpr (std::is_integral_v<Part>)
-        return std::to_string(part);
-    else
-        return std::string_view(part);
-}
+std::string_view text_of(std::string_view text) { return text; }
+std::string text_of(std::integral auto number) { return std::to_string(number); }
 
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
@@ -659,11 +655,9 @@ void handle_line(Client& user, std::string_view line) {
     Lock lock(chat.mutex);
     sender.wait_for_space(lock);
     if (user.closing) return;
-    if (text.starts_with("//")) {
-        line = text.substr(1);
-    } else if (text.starts_with('/')) {
-        return run_command(lock, user, text.substr(1));
-    }
+    const bool escaped = text.starts_with("//");
+    if (text.starts_with('/') && !escaped) return run_command(lock, user, text.substr(1));
+    if (escaped) line = text.substr(1);
     if (chat.blocked.contains(user.key)) return divert(lock, user, line);
     say(lock, user, "SAY", line);
 }
