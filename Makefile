@@ -86,7 +86,7 @@ $(B)/gtest.log: $(B)/flags
 		echo "The tests need GoogleTest: apt-get install libgtest-dev, or brew install googletest pkg-config."; \
 		echo "If it is there, $@.new says why $(CXX) cannot use it."; exit 1; }
 
--include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/bench/*.d)
+-include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/bench/*.d $(B)/docs/tutorial/steps/*.d)
 .SECONDARY:
 
 # ---- Running ----
@@ -128,6 +128,29 @@ endif
 
 test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER='Suite.*': some, V=1: shows each)
 	@$(TEST_ENV) FILTER='$(FILTER)' V=$(V) sh tests/run.sh "$(REPORT)" $(TESTS) $(OTHERS)
+
+# The tutorial's step programs, which its test runs.
+STEPS := $(patsubst %.cpp,build/%,$(wildcard docs/tutorial/steps/*.cpp))
+$(STEPS): %: %.o
+	@echo "  link     $@"
+	$(Q)$(LINK) $^ $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+
+# The exercises' solutions are changes to steps: the first line of each names its step.
+SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+$(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+	@mkdir -p $(@D)
+	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
+$(SOLUTIONS): %: %.cpp build/flags
+	@echo "  compile  $<"
+	$(Q)$(LINK) -I. $< $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
+
+check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
+	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)
+	@mkdir -p build/check
+	$(Q)$(LINK) -I. "$(SRC)" $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o build/check/$*
+	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
+		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
 
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test

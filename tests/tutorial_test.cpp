@@ -1,0 +1,632 @@
+// The tutorial's step programs, and the naive chat in Python, held against the table in docs/tutorial/README.md: each
+// cell of it is a test. Where the table says "yes" the behaviour must be there; where it says "no" it must still fail.
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "harness.hpp"
+
+using namespace harness;
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The programs
+
+// Returns the program of a step, such as "05a", whose name goes on behind that; or the one that is named as a path.
+std::string step_path(const std::string& step) {
+    if (contains(step, "/")) return step;
+    const char* set = std::getenv("TUTORIAL_STEPS");
+    for (const auto& entry : std::filesystem::directory_iterator(set != nullptr ? set : "build/docs/tutorial/steps")) {
+        const std::string name = entry.path().filename().string();
+        if (name.starts_with(step + "_") && !entry.path().has_extension()) return entry.path().string();
+    }
+    throw Failure("there is no program of step " + step);
+}
+
+// A step that runs: on a port picked by the system, and without a limit on the rate unless one is given.
+class Step : private TempDir, public Process {
+   public:
+    explicit Step(const std::string& step, const std::string& rate = "0", Launch launch = {}, int port = 0)
+        : Process(step == "Python" ? "/usr/bin/env" : step_path(step), with(step, rate, launch, port)),
+          chapter_(number(step)) {
+        port_ = std::stoi(wait_output(re("^listening on port ([0-9]+)\\s")));
+    }
+
+    int port() const { return port_; }
+    bool echoes() const { return chapter_ <= 3; }     // it answers each one alone
+    bool has_words() const { return chapter_ >= 7; }  // each line begins with a word
+    bool may_reset() const { return chapter_ < 6; }
+    std::filesystem::path directory() const { return path(); }
+
+    // The line that all get when somebody says something.
+    std::string said(const std::string& name, const std::string& text) const {
+        if (echoes()) return "You said: " + text;
+        return has_words() ? "SAY " + name + " " + text : name + ": " + text;
+    }
+
+    // Somebody who is in the chat.
+    Peer join(const std::string& name, const PeerOptions& options = {}, Deadline until = {}) const {
+        Peer peer(port_, options, until);
+        if (echoes()) return peer;
+        log_in(peer, name, until);
+        return peer;
+    }
+
+    void log_in(Peer& peer, const std::string& name, Deadline until = {}) const {
+        peer.expect("name?", until);
+        peer.send_line(name, until);
+        if (chapter_ >= 11) {
+            peer.expect(re("^(NEW)?PASS "), until);
+            peer.send_line("a long password", until);
+        }
+        peer.expect(has_words() ? "WELCOME " + name : "Welcome, " + name, until);
+    }
+
+   private:
+    static int number(const std::string& step) {
+        return step == "Python" ? 4 : std::stoi(std::filesystem::path(step).filename().string());
+    }
+
+    Launch with(const std::string& step, const std::string& rate, Launch launch, int port) const {
+        if (step == "Python")
+            launch.args = {"python3", std::filesystem::absolute("docs/tutorial/steps/naive_chat.py").string()};
+        launch.args.push_back(std::to_string(port));
+        if (step != "Python") launch.args.push_back(rate);
+        launch.env.emplace_back("PYTHONUNBUFFERED=1");
+        if (number(step) >= 11) launch.directory = path().string();
+        return launch;
+    }
+
+    int chapter_;
+    int port_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The behaviours. Each one throws Failure, or breaks a promise that it expects, unless the step has it.
+
+struct Case {
+    std::string behaviour, step;
+    bool expected = true;
+
+    friend void PrintTo(const Case& c, std::ostream* out) { *out << c.behaviour << ", step " << c.step; }
+
+    // Until when to wait for what may never come: a step that ought to do it has all the time that it needs.
+    Deadline patience(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+        return {expected ? 20 : 0.5, file, line};
+    }
+};
+
+void expect_that(bool holds, const std::string& what) {
+    if (!holds) throw Failure(what);
+}
+
+// Says something, and waits until the other one has it.
+void talk(const Step& step, const Case& c, Peer& from, const std::string& name, const std::string& text, Peer& to) {
+    from.send_line(text, c.patience());
+    const std::string line = step.said(name, text);
+    to.expect([line](std::string_view got) { return got == line; }, c.patience());
+}
+
+void answers(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    talk(step, c, alice, "alice", "hello", alice);
+}
+
+sockaddr_in loopback(int port) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<in_port_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+}
+
+// A connection whose descriptor the test knows.
+int connect_to(int port) {
+    const int raw = ::socket(AF_INET, SOCK_STREAM, 0);
+    const sockaddr_in to = loopback(port);
+    if (connect(raw, reinterpret_cast<const sockaddr*>(&to), sizeof to) != 0) throw Failure("connect");
+    return raw;
+}
+
+// A step that takes a piece for a message has something to say of the first piece already.
+void takes_pieces(const Case& c) {
+    const Step step(c.step);
+    const int raw = connect_to(step.port());
+    Peer alice(Descriptor(raw, "socket"), "alice");
+    if (!step.echoes()) step.log_in(alice, "alice");
+    alice.send_raw("hel");
+    pollfd answer{raw, POLLIN, 0};
+    if (!c.expected) expect_that(poll(&answer, 1, 20000) == 1, "it has something to say of the first piece");
+    alice.send_raw("lo\n");
+    const std::string whole = step.said("alice", "hello");
+    alice.expect([whole](std::string_view got) { return got == whole; }, c.patience());
+}
+
+void answers_thirty(const Case& c) {
+    const Step step(c.step, "10");
+    Peer alice = step.join("alice");
+    alice.send_raw(numbered("line ", 1, 30));
+    for (int i = 1; i <= 30; ++i) {
+        const std::string line = step.said("alice", "line " + std::to_string(i));
+        alice.expect([line](std::string_view got) { return got == line; }, c.patience());
+    }
+}
+
+// The peer says much, reads nothing and is gone, all while the server does not run: so the server finds bytes to read,
+// and a broken connection to answer on.
+void survives_reset(const Case& c) {
+    Step step(c.step);
+    Peer mallory = step.join("mallory");
+    step.signal(SIGSTOP);
+    mallory.send_raw(std::string(10000, 'x') + "\nhello\nhello\n");
+    mallory.reset();
+    step.signal(SIGCONT);
+    Peer alice = step.join("alice", {}, c.patience());
+    talk(step, c, alice, "alice", "hello", alice);
+}
+
+void talks_to_two(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    talk(step, c, alice, "alice", "hello", alice);
+    Peer bob = step.join("bob");
+    talk(step, c, bob, "bob", "hi", bob);
+}
+
+void goes_on_without(const Case& c) {
+    const Step step(c.step);
+    const int raw = connect_to(step.port());
+    Peer alice(Descriptor(raw, "socket"), "alice");
+    step.log_in(alice, "alice");
+    Peer bob = step.join("bob");
+    bob.half_close();
+    pollfd more{raw, POLLIN, 0};
+    if (!c.expected) expect_that(poll(&more, 1, 20000) == 1, "it has something to say of that");
+    talk(step, c, alice, "alice", "hello", alice);
+}
+
+void waits_for_no_name(const Case& c) {
+    const Step step(c.step);
+    const Peer silent(step.port());
+    Peer alice = step.join("alice", {}, c.patience());
+}
+
+const std::string long_text(4000, 'x');
+
+// Alice talks, and bob listens; carol reads nothing at all of 8 MB.
+void talk_much(const Case& c, Peer& alice, Peer& bob) {
+    std::string lines;
+    for (int i = 0; i < 50; ++i) lines += long_text + '\n';
+    for (int round = 0; round < 40; ++round) {
+        alice.send_raw(lines, c.patience());
+        for (int i = 0; i < 50; ++i) {
+            for (Peer* peer : {&alice, &bob}) peer->expect_next("", c.patience());
+        }
+    }
+}
+
+void ignores_the_deaf(const Case& c) {
+    const Step step(c.step);
+    const Peer carol = step.join("carol", {.receive_buffer = 4096, .deaf = true});
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    talk_much(c, alice, bob);
+}
+
+// Bob reads, only not at this moment: while alice pastes 16 MB as fast as she can.
+void drops_nobody(const Case& c) {
+    const Step step(c.step, "10");
+    Peer bob = step.join("bob", {.receive_buffer = 4096}), carol = step.join("carol");
+    Peer alice = step.join("alice", {.deaf = true});
+    const std::string line = long_text + '\n';
+    for (int i = 0; i < 4000 && alice.try_send(line, c.expected ? 0.3 : 5); ++i) continue;
+    carol.send_line("are you there, bob?");
+    bob.expect(step.said("carol", "are you there, bob?"), c.expected ? 20 : 1);
+}
+
+void ends_threads(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    const long before = thread_count(step.pid());
+    Peer carol = step.join("carol", {.receive_buffer = 4096, .deaf = true});
+    talk_much(c, alice, bob);
+    expect_that(eventually([&] { return thread_count(step.pid()) <= before; }, c.patience()),
+                "its thread has not ended");
+}
+
+void gives_back(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    { const Peer first = step.join("first"); }
+    expect_that(eventually([&] { return thread_count(step.pid()) <= 4; }, c.patience()), "a thread has not ended");
+    const long threads = thread_count(step.pid()), descriptors = descriptor_count(step.pid());
+    for (int i = 0; i < 20; ++i) {
+        Peer guest = step.join("guest" + std::to_string(i), {}, c.patience());
+        if (i % 2 == 0) guest.reset();
+    }
+    expect_that(
+        eventually([&] { return thread_count(step.pid()) <= threads && descriptor_count(step.pid()) <= descriptors; },
+                   c.patience()),
+        "there are more threads or descriptors than before");
+    talk(step, c, alice, "alice", "hello", alice);
+}
+
+void sends_last_lines(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    alice.send_raw("hello\n/quit\nnobody reads this\nnor this\n", c.patience());
+    alice.expect("oodbye", c.patience());
+    alice.expect_eof(c.patience());
+}
+
+void starts_again(const Case& c) {
+    int port = 0;
+    std::unique_ptr<Peer> alice;
+    {
+        Step first(c.step);
+        port = first.port();
+        alice = std::make_unique<Peer>(first.join("alice"));
+        talk(first, c, *alice, "alice", "hello", *alice);
+        first.signal(SIGKILL);
+        first.wait_exit();
+    }
+    alice->expect_closed();
+    alice->close();
+    const Step again(c.step, "0", {}, port);
+    expect_that(again.port() == port,
+                "it listens on port " + std::to_string(again.port()) + ", not on " + std::to_string(port));
+}
+
+void refuses_second(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    Peer second(step.port());
+    second.expect("name?");
+    second.send_line("Alice");
+    second.expect(starts("ERR "), c.patience());
+}
+
+// What mallory does must not move a cursor, and must not begin as a line of another one begins.
+void forges_nothing(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    Peer mallory(step.port());
+    mallory.expect("name?");
+    mallory.send_line("alice: I say");
+    mallory.send_line("mallory");
+    mallory.send_line("hello\r\33[2K" + step.said("bob", "I owe alice ten euros"));
+    mallory.send_line("the end");
+    for (const std::string& line : alice.lines_until("the end", c.patience())) {
+        expect_that(line.find_first_of("\r\33") == std::string::npos, "a control character came: " + line);
+        expect_that(!line.starts_with("alice:"), "a forged line came: " + line);
+    }
+}
+
+void keeps_rooms_apart(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    alice.send_line("/create den");
+    alice.expect(starts("ROOM den"), c.patience());
+    alice.send_line("a secret");
+    alice.expect(step.said("alice", "a secret"), c.patience());
+    bob.send_line("the end");
+    bob.expect_none_until("a secret", step.said("bob", "the end"));
+    bob.send_line("/join den");
+    bob.expect(starts("ROOM den"), c.patience());
+    talk(step, c, bob, "bob", "here I am", alice);
+}
+
+void tells_when_full(const Case& c) {
+    const Step step(c.step, "0", {.limits = {{RLIMIT_NOFILE, 20}}});
+    std::vector<Peer> guests;
+    for (int i = 0; i < 20; ++i) {
+        guests.emplace_back(step.port());
+        if (!c.expected && descriptor_count(step.pid()) >= 20) break;
+    }
+    guests.emplace_back(step.port());
+    guests.back().expect(starts("REFUSE "), c.patience());
+    guests.back().expect_closed();
+    guests.front().send_line("alice");
+    guests.front().expect("WELCOME alice");
+}
+
+void ends_on_sigterm(const Case& c) {
+    Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    for (int i = 1; i <= 20; ++i) talk(step, c, alice, "alice", "line " + std::to_string(i), alice);
+    step.signal(SIGTERM);
+    expect_that(step.wait_exit() == 0, "it did not end by itself");
+    bob.expect(step.said("alice", "line 20"));
+    for (Peer* peer : {&alice, &bob}) {
+        peer->expect(starts("BYE SHUTDOWN"));
+        peer->expect_eof();
+    }
+}
+
+void keeps_names(const Case& c) {
+    const Step step(c.step);
+    { const Peer alice = step.join("alice"); }
+    Peer mallory(step.port());
+    mallory.expect("name?");
+    mallory.send_line("alice");
+    mallory.expect(re("^(PASS) "), c.patience());
+    mallory.send_line("a wrong password");
+    mallory.expect(starts("ERR "));
+    expect_that(!contains(read_file(step.directory() / "users.txt"), "a long password"), "a password is in the file");
+}
+
+void answers_questions(const Case& c) {
+    Step step(c.step);
+    const int udp = std::stoi(step.wait_output(re("^answering on UDP port ([0-9]+)\\s"), c.patience()));
+    const Descriptor socket(::socket(AF_INET, SOCK_DGRAM, 0), "socket");
+    const sockaddr_in to = loopback(udp);
+    const timeval limit{10, 0};
+    setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    std::string question = "CHATROOM? abc ";
+    question.resize(256, ' ');
+    sendto(socket.get(), "what?", 5, 0, reinterpret_cast<const sockaddr*>(&to), sizeof to);  // is not answered
+    sendto(socket.get(), question.data(), question.size(), 0, reinterpret_cast<const sockaddr*>(&to), sizeof to);
+    std::array<char, 512> bytes{};
+    const ssize_t count = recv(socket.get(), bytes.data(), bytes.size(), 0);
+    const std::string answer(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+    expect_that(answer.starts_with("CHATROOM! abc " + std::to_string(step.port()) + " 0 "),
+                "the answer was: " + answer);
+}
+
+const std::map<std::string, void (*)(const Case&)> behaviours = {
+    {"answers", answers},
+    {"starts again at once on the same port", starts_again},
+    {"survives a reset", survives_reset},
+    {"takes a line that comes in pieces", takes_pieces},
+    {"answers thirty lines at once", answers_thirty},
+    {"talks to two at once", talks_to_two},
+    {"goes on when somebody leaves", goes_on_without},
+    {"waits for nobody's name", waits_for_no_name},
+    {"gives threads and descriptors back", gives_back},
+    {"is not stalled by a deaf reader", ignores_the_deaf},
+    {"drops nobody for another one's flood", drops_nobody},
+    {"ends the thread of whom it drops", ends_threads},
+    {"sends the last lines before it closes", sends_last_lines},
+    {"refuses a second alice", refuses_second},
+    {"cannot be made to show a forged line", forges_nothing},
+    {"keeps a room's lines in the room", keeps_rooms_apart},
+    {"tells a client for whom no descriptor is left", tells_when_full},
+    {"ends on SIGTERM, with everything delivered", ends_on_sigterm},
+    {"keeps a name for whoever registered it", keeps_names},
+    {"answers who looks for it", answers_questions},
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The table
+
+std::vector<std::string> cells_of(const std::string& row) {
+    std::vector<std::string> cells;
+    for (std::size_t at = 1; at < row.size();) {
+        const std::size_t end = std::min(row.find('|', at), row.size());
+        const std::size_t first = std::min(row.find_first_not_of(' ', at), end),
+                          last = row.find_last_not_of(' ', end - 1);
+        cells.push_back(first < end ? row.substr(first, last + 1 - first) : "");
+        at = end + 1;
+    }
+    return cells;
+}
+
+// Returns the table of docs/tutorial/README.md, its heading first.
+std::vector<std::vector<std::string>> table() {
+    std::vector<std::vector<std::string>> rows;
+    for (const std::string& line : lines_of(read_file("docs/tutorial/README.md"))) {
+        if (!rows.empty() && !line.starts_with('|')) break;
+        if (line.starts_with("| The program") || (!rows.empty() && !line.starts_with("|--")))
+            rows.push_back(cells_of(line));
+    }
+    return rows;
+}
+
+// A step that lacks something is held against that only if the next one has it; the program in Python, in any case.
+std::vector<Case> cases() {
+    std::vector<Case> all;
+    const auto rows = table();
+    for (std::size_t row = 1; row < rows.size(); ++row) {
+        for (std::size_t column = 1; column < rows[row].size(); ++column) {
+            const std::string &cell = rows[row][column], &step = rows[0].at(column);
+            const bool last_without =
+                step == "Python" || (column + 1 < rows[row].size() && rows[row][column + 1] == "yes");
+            if (cell == "yes" || (cell == "no" && last_without)) all.push_back({rows[row][0], step, cell == "yes"});
+        }
+    }
+    return all;
+}
+
+TEST(Table, NamesEveryStepAndEveryBehaviour) {
+    const auto rows = table();
+    ASSERT_FALSE(rows.empty());
+    std::set<std::string> named, in_table;
+    for (const auto& row : rows) {
+        if (&row == &rows.front()) continue;
+        EXPECT_TRUE(behaviours.contains(row[0])) << row[0];
+        named.insert(row[0]);
+        for (std::size_t i = 1; i < row.size(); ++i)
+            EXPECT_TRUE(row[i].empty() || row[i] == "yes" || row[i] == "no" || row[i] == "luck") << row[i];
+    }
+    EXPECT_EQ(named.size(), behaviours.size());
+    for (const std::string& step : rows[0]) in_table.insert(step);
+    for (const auto& entry : std::filesystem::directory_iterator("docs/tutorial/steps")) {
+        const std::string name = entry.path().stem().string();
+        if (entry.path().extension() != ".cpp" || name == "10_client") continue;
+        EXPECT_TRUE(in_table.contains(name.substr(0, name.find('_')))) << name << " is not in the table";
+    }
+}
+
+class Behaviour : public testing::TestWithParam<Case> {};
+
+TEST_P(Behaviour, IsAsTheTableSays) {
+    const Case& c = GetParam();
+    const auto check = behaviours.find(c.behaviour);
+    ASSERT_NE(check, behaviours.end());
+    if (c.expected) return check->second(c);
+    try {
+        check->second(c);
+    } catch (const Failure& failure) {
+        const std::string why = failure.what();
+        std::cout << why.substr(0, why.find('\n')) << '\n';
+        return;
+    }
+    FAIL() << "step " << c.step << " " << c.behaviour << ", and the table says that it does not";
+}
+
+std::string title(const testing::TestParamInfo<Case>& info) {
+    std::string text = info.param.step + '_' + info.param.behaviour;
+    for (char& each : text) each = std::isalnum(static_cast<unsigned char>(each)) != 0 ? each : '_';
+    return text;
+}
+
+INSTANTIATE_TEST_SUITE_P(Steps, Behaviour, testing::ValuesIn(cases()), title);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The exercises. Each check throws Failure unless the program does what the exercise asks for.
+
+void check_01(const Case& c) {
+    const Step step(c.step);
+    for (const char* text : {"first", "second", "third"}) {
+        Peer alice = step.join("alice", {}, c.patience());
+        talk(step, c, alice, "alice", text, alice);
+    }
+}
+
+void check_02(const Case& c) {
+    Process nowhere(c.step, {.args = {"0", "nowhere.invalid"}});
+    nowhere.wait_error("getaddrinfo nowhere.invalid", c.patience());
+    expect_that(nowhere.wait_exit(c.patience()) == 1, "the exit status is not 1");
+    Process there(c.step, {.args = {"0", second_address}});
+    const int port = std::stoi(there.wait_output(re("^listening on port ([0-9]+)\\s")));
+    Peer alice(port, {.host = second_address}, c.patience());
+    alice.send_line("hello");
+    alice.expect("You said: hello", c.patience());
+}
+
+void check_03(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice");
+    alice.send_raw(std::string(3000, 'x'));
+    alice.send_raw(std::string(6000, 'y') + "\nhello\n", c.patience());
+    alice.expect_next("too long", c.patience());
+    alice.expect_next("You said: hello", c.patience());
+    talk(step, c, alice, "alice", "and again", alice);
+}
+
+void check_04(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    alice.send_line("/who");
+    alice.expect([](std::string_view line) { return line == "2 here: alice bob"; }, c.patience());
+    alice.send_line("the end");
+    bob.expect_none_until("/who", "alice: the end");
+    bob.half_close();
+    bob.expect_closed(c.patience());
+    expect_that(eventually(
+                    [&] {
+                        alice.send_line("/who");
+                        return alice.expect("here: alice") == "1 here: alice";
+                    },
+                    c.patience()),
+                "bob has gone, and is still in the list");
+}
+
+void check_05(const Case& c) {
+    const Step step(c.step);
+    const Peer carol = step.join("carol", {.receive_buffer = 4096, .deaf = true});
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    talk_much(c, alice, bob);
+    alice.send_line("the end");
+    const Lines lines = bob.lines_until("alice: the end", c.patience());
+    const auto told = std::count(lines.begin(), lines.end(), "-- carol was dropped.");
+    if (told == 0) bob.expect("-- carol was dropped.", c.patience());
+    expect_that(told <= 1, "it was told " + std::to_string(told) + " times");
+    talk(step, c, alice, "alice", "and again", bob);
+}
+
+void check_06(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob"), carol = step.join("carol");
+    bob.send_line("/quit I have to go home");
+    alice.expect("-- bob left: I have to go home", c.patience());
+    carol.send_line("/quit");
+    alice.expect([](std::string_view line) { return line == "-- carol left."; }, c.patience());
+}
+
+void check_07(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    bob.send_line("/nick Alice");
+    bob.expect(starts("ERR "), c.patience());
+    bob.send_line("/nick no good");
+    bob.expect(starts("ERR "), c.patience());
+    bob.send_line("/nick robert");
+    alice.expect("NAME bob robert", c.patience());
+    talk(step, c, bob, "robert", "it is me", alice);
+    Peer other = step.join("bob", {}, c.patience());
+    bob.half_close();
+    alice.expect("LEAVE robert", c.patience());
+    const Peer again = step.join("robert", {}, c.patience());
+}
+
+void check_08(const Case& c) {
+    const Step step(c.step);
+    Peer alice = step.join("alice"), bob = step.join("bob");
+    alice.send_line("/create den");
+    alice.send_line("/topic the weather");
+    alice.expect("TOPIC den the weather", c.patience());
+    bob.send_line("/join den");
+    bob.expect("ROOM den");
+    bob.expect("TOPIC den the weather", c.patience());
+    bob.send_line("/topic something else");
+    bob.expect(starts("ERR "), c.patience());
+    bob.send_line("/help");
+    bob.expect("/topic", c.patience());
+}
+
+struct Exercise {
+    std::string number;
+    void (*check)(const Case&);
+    std::string starter;  // the step that it begins with
+};
+
+const std::vector<Exercise> exercises = {
+    {"01", check_01, "01"},  {"02", check_02, "02"}, {"03", check_03, "03"}, {"04", check_04, "04"},
+    {"05", check_05, "05b"}, {"06", check_06, "06"}, {"07", check_07, "07"}, {"08", check_08, "08"},
+};
+
+TEST(Exercises, PassTheirCheckWhenTheyAreSolved) {
+    for (const Exercise& exercise : exercises) {
+        SCOPED_TRACE("exercise " + exercise.number);
+        exercise.check({"exercise " + exercise.number, "build/tests/solutions/" + exercise.number});
+    }
+}
+
+TEST(Exercises, FailTheirCheckBefore) {
+    for (const Exercise& exercise : exercises) {
+        SCOPED_TRACE("exercise " + exercise.number);
+        EXPECT_THROW(exercise.check({"exercise", step_path(exercise.starter), false}), Failure);
+    }
+}
+
+// `make check-NN SRC=mine.cpp` runs this alone.
+TEST(Exercises, DISABLED_Check) {
+    const char *number = std::getenv("EXERCISE"), *program = std::getenv("PROGRAM");
+    ASSERT_TRUE(number != nullptr && program != nullptr);
+    for (const Exercise& exercise : exercises) {
+        if (exercise.number == number) return exercise.check({"exercise", program});
+    }
+    FAIL() << "There is no exercise " << number << '.';
+}
+
+}  // namespace
