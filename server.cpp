@@ -1664,7 +1664,6 @@ void leave_room(Lock& lock, Client& user, std::string_view /*rest*/) {
     move(lock, user, public_room(), "left the room.");
 }
 
-// Brings a client back to the public room.
 void move_to_public(const Lock& lock, Client& user, Client& target, std::string_view done) {
     const std::string by = concat(done, " by ", user.name, ".");
     info(lock, target, "You were ", by);
@@ -1672,17 +1671,12 @@ void move_to_public(const Lock& lock, Client& user, Client& target, std::string_
     info(lock, user, target.name, " was ", done, ".");
 }
 
-// Disconnects a client; word is KICK or BAN.
-void disconnect_by(const Lock& lock, Client& target, const Client& by, std::string_view word, std::string_view done) {
-    disconnect(lock, target, concat("BYE ", word, " You were ", done, " by ", by.name, "."),
-               concat("was ", done, " by ", by.name, "."));
-}
-
 void fire(Lock& lock, Client& user, std::string_view rest) {
     Client* target = find_target(lock, user, rest);
     if (target == nullptr) return;
     info(lock, user, target->name, " was disconnected.");
-    disconnect_by(lock, *target, user, "KICK", "kicked");
+    const std::string done = concat("kicked by ", user.name, ".");
+    disconnect(lock, *target, "BYE KICK You were " + done, "was " + done);
 }
 
 void kick(Lock& lock, Client& user, std::string_view rest) {
@@ -1767,11 +1761,9 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
 
 // Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
-    std::string address = normal_address(std::string(text));
-    if (!address.empty()) return address;
-    if (can_be_shut_out(text)) return std::string(text);
-    error(lock, user, "That is neither an address nor a name that can be banned.");
-    return "";
+    const std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
+    if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
+    return target;
 }
 
 // Adds a line about somebody to a file, or removes the one there is if `line` is empty. Returns false if there is one
@@ -1794,9 +1786,10 @@ void ban(Lock& lock, Client& user, std::string_view rest) {
     for (const auto& [key, client] : chat.by_name) {
         if (!client->admin && (key == fold(target) || client->address == target)) banned.push_back(client);
     }
-    log_event(concat(target, " was banned by ", user.name, "."));
+    const std::string done = concat("banned by ", user.name, ".");
+    log_event(concat(target, " was ", done));
     info(lock, user, target, " is banned. /unban undoes it.");
-    for (Client* client : banned) disconnect_by(lock, *client, user, "BAN", "banned");
+    for (Client* client : banned) disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
 }
 
 void unban(Lock& lock, Client& user, std::string_view rest) {
@@ -1964,8 +1957,7 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
 void show_operator(std::string_view line) {
     const std::string_view word = take_word(line);
     if (word != "MSG") return log_event(line);
-    const std::string_view from = take_word(line);
-    const std::string_view to = take_word(line);
+    const std::string_view from = take_word(line), to = take_word(line);
     log_line("-", concat(from, " -> ", to, ": ", line));
 }
 
