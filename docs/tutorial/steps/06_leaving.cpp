@@ -265,7 +265,7 @@ Sender sender;
 
 // Sends a client a line, which is given without its end.
 void post(const Lock& lock, Client& to, std::string_view line) {
-    sender.queue(lock, {Mail::tell, &to, std::string(line) + "\n"});
+    if (!to.closing) sender.queue(lock, {Mail::tell, &to, std::string(line) + "\n"});
 }
 
 // Says something in a client's name, to all: the speaker too.

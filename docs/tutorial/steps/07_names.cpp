@@ -192,7 +192,7 @@ std::string concat(const Parts&... parts) {
 
 // Sends a client a line, which is given without its end.
 void post(const Lock& lock, Client& to, std::string_view line) {
-    sender.queue(lock, {Mail::tell, &to, concat(line, "\n")});
+    if (!to.closing) sender.queue(lock, {Mail::tell, &to, concat(line, "\n")});
 }
 
 void error(const Lock& lock, Client& to, std::string_view text) { post(lock, to, concat("ERR ", text)); }
