@@ -1,5 +1,5 @@
-// Secrets and files: whoever takes a name for the first time chooses a password for it. What is kept is a hash, and the
-// file is never half written: a kill at any moment leaves the old one or the new.
+// Secrets: whoever takes a name for the first time chooses a password for it. Only a hash of it is kept, in a file; how
+// that is written is not good enough yet.
 
 #if __has_include(<crypt.h>)
 #include <crypt.h>
@@ -380,8 +380,8 @@ class LineFile {
         return std::nullopt;
     }
 
-    // Adds a line about somebody; false if there is one already. On return the change is on the disk. Throws if it
-    // cannot be made; then the old file stands.
+    // Adds a line about somebody; false if there is one already. On return the change is in the file. Throws if it
+    // cannot be made.
     bool add(std::string_view who, const std::string& line) {
         const Lock lock(changing_);
         if (find(who)) return false;
@@ -392,20 +392,12 @@ class LineFile {
     }
 
    private:
-    // The new file is whole and synced before it is renamed: a crash at any moment leaves the old one or the new.
+    // A kill in here loses accounts: the next step is about that.
     void replace(std::string_view text) const {
-        const std::string beside = path_ + ".new";
-        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-        if (!file) throw_errno("open " + beside);
-        while (!text.empty()) {
-            const ssize_t written = write(file.get(), text.data(), text.size());
-            if (written < 0 && errno != EINTR) throw_errno("write " + beside);
-            text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
-        }
-        if (fsync(file.get()) != 0) throw_errno("fsync " + beside);
-        if (rename(beside.c_str(), path_.c_str()) != 0) throw_errno("rename " + beside);
-        const Fd folder(open(".", O_RDONLY | O_CLOEXEC));
-        if (!folder || fsync(folder.get()) != 0) throw_errno("fsync .");
+        std::ofstream file(path_);
+        file << text;
+        file.close();
+        if (!file) throw std::runtime_error("write " + path_ + " failed");
     }
 
     std::string path_;
