@@ -135,6 +135,8 @@ $(STEPS): %: %.o
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
 
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
 # The exercises' solutions are changes to steps: the first line of each names its step.
 SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
 $(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
@@ -250,4 +252,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo trace picture test sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test steps sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE
