@@ -59,11 +59,11 @@ $(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
 $(B)/%.o: %.cpp $(B)/flags
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
-	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
+	$(Q)$(COMPILE) $(UNOPTIMISED) -MMD -MP -c $< -o $@
 
 # Tests wait more than they work, and compile in half the time without optimisation; the harness searches megabytes.
 $(HELPER): UNOPTIMISED :=
-$(B)/tests/%.o: UNOPTIMISED := -O0
+$(B)/tests/%.o $(B)/docs/%.o: UNOPTIMISED := -O0
 $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
@@ -133,7 +133,7 @@ test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER=
 STEPS := $(patsubst %.cpp,build/%,$(wildcard docs/tutorial/steps/*.cpp))
 $(STEPS): %: %.o
 	@echo "  link     $@"
-	$(Q)$(LINK) $^ $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+	$(Q)$(LINK) $^ $(CRYPT) -o $@
 
 # The exercises' solutions are changes to steps: the first line of each names its step.
 SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
@@ -142,13 +142,13 @@ $(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
 	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
 $(SOLUTIONS): %: %.cpp build/flags
 	@echo "  compile  $<"
-	$(Q)$(LINK) -I. $< $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
 build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
 
 check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
 	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)
 	@mkdir -p build/check
-	$(Q)$(LINK) -I. "$(SRC)" $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o build/check/$*
+	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
 	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
 		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
 
