@@ -135,6 +135,8 @@ $(STEPS): %: %.o
 	@echo "  link     $@"
 	$(Q)$(LINK) $^ $(CRYPT) -o $@
 
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
 # The exercises' solutions are changes to steps: the first line of each names its step.
 SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
 $(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
@@ -177,8 +179,9 @@ $(B)/fuzz/%: tests/fuzz/%.cpp tests/fuzz/fuzz.hpp common.hpp server.cpp client.c
 fuzz: $(FUZZ:%=$(B)/fuzz/%)  ## feed every parser, and a whole server, with what libFuzzer makes up (SECONDS=120)
 	@for each in $(FUZZ); do \
 		echo "  fuzz     $$each"; \
-		$(B)/fuzz/$$each -len_control=0 -max_len=500 -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -timeout=60 -rss_limit_mb=3000 \
-			-detect_leaks=0 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(B)/fuzz/$$each- \
+		$(B)/fuzz/$$each -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -len_control=0 -max_len=500 \
+			-timeout=60 -rss_limit_mb=3000 -detect_leaks=0 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(B)/fuzz/$$each- \
 			$(B)/fuzz/$$each.corpus tests/fuzz/seeds/$$each 2>$(B)/fuzz/$$each.log \
 			|| { tail -60 $(B)/fuzz/$$each.log; echo "make fuzz: $$each has failed"; exit 1; }; \
 		grep -E 'number_of_executed_units' $(B)/fuzz/$$each.log; \
@@ -250,4 +253,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo trace picture test sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test steps sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE
