@@ -13,6 +13,7 @@
 #include <set>
 
 #include "harness.hpp"
+#include "terminal.hpp"
 
 using namespace harness;
 
@@ -531,6 +532,123 @@ std::string title(const testing::TestParamInfo<Case>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Steps, Behaviour, testing::ValuesIn(cases()), title);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The clients: steps 10a and 10b, and 12b, which looks for servers
+
+// A client on a terminal, and the test as its server.
+struct Conversation {
+    explicit Conversation(const std::string& step)
+        : client(step_path(step), {.args = {std::to_string(listener.port())}}), server(listener.accept()) {}
+
+    // Returns the screen when it shows something, or at the deadline.
+    std::string screen_with(const Pattern& text) {
+        client.wait_output(text);
+        Terminal terminal;
+        terminal.feed(client.output());
+        return terminal.text();
+    }
+
+    Listener listener;
+    Pty client;
+    Peer server;
+};
+
+class ClientSteps : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Steps, ClientSteps, testing::Values("10a", "10b"));
+
+TEST_P(ClientSteps, ShowWhatComesAndSendWhatIsTyped) {
+    Conversation talk(GetParam());
+    talk.server.send_raw("NICK Your ");
+    talk.server.send_raw("name?\nSAY bob h\33i\n");
+    talk.client.wait_output("-- Your name?");
+    talk.client.wait_output("bob: h\xEF\xBF\xBDi");
+    talk.client.type("alice\n");
+    talk.server.expect("alice");
+}
+
+TEST_P(ClientSteps, EndWithTheServer) {
+    Conversation talk(GetParam());
+    talk.client.type("half a li");
+    talk.server.send_raw("BYE SHUTDOWN The server shuts down.\n");
+    talk.client.wait_output("-- The server shuts down.");
+    talk.server.close();
+    EXPECT_EQ(talk.client.wait_exit(), 0);
+    EXPECT_TRUE(talk.client.echoes());
+}
+
+TEST_P(ClientSteps, EndTheConnectionWithTheInput) {
+    Conversation talk(GetParam());
+    talk.server.send_raw("INFO hello\n");
+    talk.client.wait_output("-- hello");
+    talk.client.type("\4");
+    talk.server.expect_eof();
+    talk.server.close();
+    EXPECT_EQ(talk.client.wait_exit(), 0);
+}
+
+TEST_P(ClientSteps, TalkToAServer) {
+    const Step step("12a");
+    Pty alice(step_path(GetParam()), {.args = {std::to_string(step.port())}});
+    for (const auto& [question, answer] :
+         {std::pair("Your name?", "alice"), {"A new password", "a long password"}, {"You are in", "hello"}}) {
+        alice.wait_output(question);
+        alice.type(std::string(answer) + "\n");
+    }
+    alice.wait_output("alice: hello");
+}
+
+// What the chapter is about: a line that is half typed when another one comes.
+TEST(ClientStep, TearsATypedLine10a) {
+    Conversation talk("10a");
+    talk.client.type("I say hel");
+    talk.client.wait_output("I say hel");
+    talk.server.send_line("SAY bob hi");
+    EXPECT_TRUE(contains(talk.screen_with("bob: hi"), "I say helbob: hi"));
+}
+
+TEST(ClientStep, KeepsATypedLineWhole10b) {
+    Conversation talk("10b");
+    talk.client.type("I say hel");
+    talk.client.wait_output("I say hel");
+    talk.client.mark();
+    talk.server.send_line("SAY bob hi");
+    const std::string screen = talk.screen_with(re("bob: hi\\s+I say hel"));
+    EXPECT_TRUE(screen.starts_with("bob: hi\nI say hel\n")) << screen;
+    talk.client.type("lx\177o\n");
+    talk.server.expect([](std::string_view line) { return line == "I say hello"; });
+}
+
+TEST(ClientStep, HidesAPassword10b) {
+    Conversation talk("10b");
+    talk.server.send_line("PASS The password of alice?");
+    talk.client.wait_output("-- The password of alice?");
+    talk.client.type("a long password\n");
+    talk.server.expect("a long password");
+    talk.server.send_line("INFO that is right");
+    EXPECT_FALSE(contains(talk.screen_with("that is right"), "a long"));
+}
+
+TEST(ClientStep, RestoresTheTerminal10b) {
+    for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
+        Conversation talk("10b");
+        talk.server.send_line("INFO hello");
+        talk.client.wait_output("-- hello");
+        EXPECT_FALSE(talk.client.echoes());
+        talk.client.signal(number);
+        EXPECT_EQ(talk.client.wait_exit(), -number);
+        EXPECT_TRUE(talk.client.echoes());
+    }
+}
+
+TEST(ClientStep, FindsAServer12b) {
+    const Step step("12a", "0");
+    std::string udp = step.output().substr(step.output().find("UDP port ") + 9);
+    udp = udp.substr(0, udp.find('\n'));
+    Process found(step_path("12b"), {.args = {udp, "127.255.255.255"}});
+    found.wait_output("is at 127.0.0.1, port " + std::to_string(step.port()) + ", with 0 in it");
+    EXPECT_EQ(found.wait_exit(), 0);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The exercises. Each check throws Failure unless the program does what the exercise asks for.
