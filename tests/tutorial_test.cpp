@@ -609,12 +609,14 @@ TEST(ClientStep, TearsATypedLine10a) {
 
 TEST(ClientStep, KeepsATypedLineWhole10b) {
     Conversation talk("10b");
+    talk.server.send_line("INFO hello");
+    talk.client.wait_output("-- hello");  // it has the terminal now
     talk.client.type("I say hel");
     talk.client.wait_output("I say hel");
     talk.client.mark();
     talk.server.send_line("SAY bob hi");
     const std::string screen = talk.screen_with(re("bob: hi\\s+I say hel"));
-    EXPECT_TRUE(screen.starts_with("bob: hi\nI say hel\n")) << screen;
+    EXPECT_TRUE(screen.starts_with("-- hello\nbob: hi\nI say hel\n")) << screen;
     talk.client.type("lx\177o\n");
     talk.server.expect([](std::string_view line) { return line == "I say hello"; });
 }
