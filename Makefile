@@ -137,6 +137,8 @@ $(STEPS): %: %.o
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
 # The exercises' solutions are changes to steps: the first line of each names its step.
 SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
 $(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
