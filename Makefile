@@ -139,12 +139,18 @@ steps: $(STEPS)  ## build the step programs of docs/tutorial
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-# The exercises' solutions are changes to steps: the first line of each names its step.
-SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
-$(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+# The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
+# commands for sed, which find their places also when it has changed elsewhere.
+PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
+SOLUTIONS := $(PATCHES) $(EDITS)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
 	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
-$(SOLUTIONS): %: %.cpp build/flags
+$(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
+	@mkdir -p $(@D)
+	@sed -f $< server.cpp >$@
+$(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
 	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
 build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
