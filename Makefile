@@ -59,11 +59,11 @@ $(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
 $(B)/%.o: %.cpp $(B)/flags
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
-	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
+	$(Q)$(COMPILE) $(UNOPTIMISED) -MMD -MP -c $< -o $@
 
 # Tests wait more than they work, and compile in half the time without optimisation; the harness searches megabytes.
 $(HELPER): UNOPTIMISED :=
-$(B)/tests/%.o: UNOPTIMISED := -O0
+$(B)/tests/%.o $(B)/docs/%.o: UNOPTIMISED := -O0
 $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
@@ -133,24 +133,32 @@ test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER=
 STEPS := $(patsubst %.cpp,build/%,$(wildcard docs/tutorial/steps/*.cpp))
 $(STEPS): %: %.o
 	@echo "  link     $@"
-	$(Q)$(LINK) $^ $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+	$(Q)$(LINK) $^ $(CRYPT) -o $@
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-# The exercises' solutions are changes to steps: the first line of each names its step.
-SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
-$(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
+# The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
+# commands for sed, which find their places also when it has changed elsewhere.
+PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
+SOLUTIONS := $(PATCHES) $(EDITS)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
 	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
-$(SOLUTIONS): %: %.cpp build/flags
+$(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
+	@mkdir -p $(@D)
+	@sed -f $< server.cpp >$@
+$(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
-	$(Q)$(LINK) -I. $< $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o $@
+	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
 build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
 
 check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
 	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)
 	@mkdir -p build/check
-	$(Q)$(LINK) -I. "$(SRC)" $(if $(wildcard /usr/include/crypt.h),$(CRYPT)) -o build/check/$*
+	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
 	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
 		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
 
@@ -179,8 +187,9 @@ $(B)/fuzz/%: tests/fuzz/%.cpp tests/fuzz/fuzz.hpp common.hpp server.cpp client.c
 fuzz: $(FUZZ:%=$(B)/fuzz/%)  ## feed every parser, and a whole server, with what libFuzzer makes up (SECONDS=120)
 	@for each in $(FUZZ); do \
 		echo "  fuzz     $$each"; \
-		$(B)/fuzz/$$each -len_control=0 -max_len=500 -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -timeout=60 -rss_limit_mb=3000 \
-			-detect_leaks=0 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(B)/fuzz/$$each- \
+		$(B)/fuzz/$$each -max_total_time=$$(expr $(or $(SECONDS),120) / $(words $(FUZZ))) -len_control=0 -max_len=500 \
+			-timeout=60 -rss_limit_mb=3000 -detect_leaks=0 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(B)/fuzz/$$each- \
 			$(B)/fuzz/$$each.corpus tests/fuzz/seeds/$$each 2>$(B)/fuzz/$$each.log \
 			|| { tail -60 $(B)/fuzz/$$each.log; echo "make fuzz: $$each has failed"; exit 1; }; \
 		grep -E 'number_of_executed_units' $(B)/fuzz/$$each.log; \

@@ -50,9 +50,7 @@ inline constexpr std::string_view default_port = "12345";
 inline constexpr std::size_t max_line = 4096;          // bytes of a line to the server, without its end
 inline constexpr std::size_t max_server_line = 16384;  // the same from the server: see clean()
 
-// ---------------------------------------------------------------------------------------------------------
-// 1. Errors
-//
+// ---- 1. Errors ----------------------------------------------------------------------------------------
 // There are two policies: at start an error ends the program; later it ends the one client that it happened to.
 
 // Returns an errno as its symbol and its text: "EADDRINUSE (Address already in use)".
@@ -78,8 +76,7 @@ inline std::string error_text(int number) {
     throw std::runtime_error(call + ": " + error_text(errno) + (advice.empty() ? "" : ": " + advice));
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 2. Descriptors
+// ---- 2. Descriptors -----------------------------------------------------------------------------------
 
 // Owns a file descriptor; the only place that closes one.
 class Fd {
@@ -147,8 +144,7 @@ inline void name_thread(const char* name) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 3. Text
+// ---- 3. Text ------------------------------------------------------------------------------------------
 
 struct Character {
     char32_t code = 0xFFFD;  // what a byte that is not UTF-8 counts as
@@ -258,9 +254,7 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
     return text;
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 4. Lines
-//
+// ---- 4. Lines -----------------------------------------------------------------------------------------
 // TCP carries a stream: one recv() may bring half a line, or five hundred. What has come is kept here until the
 // line that it belongs to is whole.
 
@@ -320,8 +314,7 @@ class LineBuffer {
     bool discarding_ = false;   // the line that is coming in was too long
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 5. Words
+// ---- 5. Words -----------------------------------------------------------------------------------------
 
 // Returns text without the spaces around it.
 inline std::string_view trim(std::string_view text) {
@@ -385,8 +378,7 @@ inline std::string utc_time(std::time_t time) {
     return {text.data(), strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts)};
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 6. Addresses
+// ---- 6. Addresses -------------------------------------------------------------------------------------
 
 // Returns an IPv4 or IPv6 address as it is always written, so that two can be compared; empty if text is neither.
 inline std::string normal_address(const std::string& text) {
@@ -454,9 +446,7 @@ inline std::string address_text(const sockaddr* address, socklen_t length) {
     return std::string(text.substr(0, text.find('%')));
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 7. Discovery
-//
+// ---- 7. Discovery -------------------------------------------------------------------------------------
 // A client asks "is a server here?" with one datagram to everybody, and each server answers with one that is not
 // longer: so nobody can be flooded by asking in their name.
 

@@ -1,8 +1,7 @@
 // server.cpp: the chat server. A thread for each client reads; one thread, the sender, sends.
 //
 // Part A, the chat, is a whole chat server by itself, and reads from top to bottom in an evening. Part B, what people
-// rely on (the log, files, logging in, commands, the operator's terminal, time, discovery, options), is for looking
-// things up.
+// rely on, is for looking things up: log, files, logging in, commands, discovery, options.
 //
 // The way of a message from one keyboard to the other screens, as function names:
 //    read_line()         section 5   a client's own thread waits in recv() and cuts what comes into lines
@@ -30,7 +29,6 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
-#include <numeric>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -47,9 +45,7 @@ using Lock = std::unique_lock<std::mutex>;
 // Part A: the chat
 // =========================================================================================================
 
-// ---------------------------------------------------------------------------------------------------------
-// 1. Limits
-//
+// ---- 1. Limits ----------------------------------------------------------------------------------------
 // Options are set by main() before any thread starts, and only read afterwards. docs/design.md says why each limit is
 // what it is.
 
@@ -70,19 +66,17 @@ struct Options {
 
 Options options;
 
-// Of what a client sends:
-constexpr int burst = 30;          // lines before its rate counts
-constexpr auto login_limit = 20s;  // for its answers during the login, however slowly they come
-// Of what it is sent, in bytes:
-constexpr std::size_t max_said = 256UL * 1024;        // that may wait for the sender, to be passed on to rooms
+constexpr int burst = 30;                             // lines from a client before its rate counts
+constexpr auto login_limit = 20s;                     // for its answers during the login, however slowly they come
+constexpr std::size_t max_said = 256UL * 1024;        // bytes that may wait for the sender, to be passed on to rooms
 constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // that may wait for the sender at all
 constexpr std::size_t pause_backlog = 64UL * 1024;    // that wait for a client: from here on its lines are not read
 constexpr std::size_t max_backlog = 1024UL * 1024;    // the same: from here on it is dropped
 constexpr auto max_stall = 10s;                       // in which its socket takes nothing: then it is dropped
 constexpr std::size_t history_lines = 50;             // of a room, shown to whoever enters it
-// Of the time to end:
 constexpr auto close_limit = 2s;        // for a client to take its last lines, and as long to close its side
 constexpr auto shutdown_limit = 400ms;  // for all of them to take theirs, when the server shuts down
+constexpr const char* bye_shutdown = "BYE SHUTDOWN The server shuts down.";
 
 std::optional<Wakeup> stop_request;  // opened by run(); once set it ends the server: whoever waits in poll() watches it
 
@@ -92,13 +86,10 @@ bool wait_for_stop(std::chrono::milliseconds time) {
     return poll(&stop, 1, static_cast<int>(time.count())) > 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 2. Clients and rooms
-//
-// A client belongs to its own thread, which lists it in chat.connected, and removes it before it closes the socket
-// (promise 4): so every client in the list is alive as long as chat.mutex is held. Whoever is logged in is in
-// chat.by_name too, and has a room; whoever is still logging in is not, so that no command can meet a client without a
-// room.
+// ---- 2. Clients and rooms -----------------------------------------------------------------------------
+// A client belongs to its own thread, which takes it off chat.connected before it closes the socket (promise 4): so
+// every client on that list is alive as long as chat.mutex is held. Whoever is logged in is in chat.by_name too, and
+// has a room; whoever is still logging in is not, so that no command meets a client without a room.
 
 struct Room;
 struct Audience;
@@ -133,8 +124,7 @@ struct Client {
 
     Outbox outbox;
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
-    std::atomic<bool> closing = false;     // it is removed from the chat, and its thread is about to close the socket;
-                                           // set with chat.mutex held
+    std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
     // Guarded by chat.mutex.
     std::string claimed_name;           // with which it tries to log in
     std::string name;                   // empty until it is logged in; its own thread may read it without the mutex
@@ -194,7 +184,8 @@ void log_event(std::string_view text);
 void log_rejection(std::string_view who, const std::string& cause);
 void run_log();
 void stop_log();
-void limit_receive(Client& client);
+Clock::duration time_left(const Client& client);
+void limit_receive(Client& client, Clock::duration time);
 void count_silence(Client& client, Clock::duration time);
 std::string enlist(Client& client);
 void delist(const Lock& lock, Client& client);
@@ -208,14 +199,12 @@ void run_console();
 void run_discovery(int port);
 std::string prepare();
 
-// ---------------------------------------------------------------------------------------------------------
-// 3. Sending
-//
+// ---- 3. Sending ---------------------------------------------------------------------------------------
 // Whatever is to be sent is queued as mail, under the mutex, in the order in which it was said. The sender takes all
 // the mail at once and does the rest without the mutex. It keeps its own record of who is in which room, and learns of
 // each change from the same queue: so a line reaches those who were in the room when it was said, in the same order for
-// all (promise 1), and nobody has to remember anything for that. It never blocks on any client's socket (promise 2).
-// While it is busy, what others say gathers in the queue and goes out together, in one send() for each client.
+// all (promise 1). It never blocks on any client's socket (promise 2). While it is busy, what others say gathers in the
+// queue and goes out together, in one send() for each client.
 
 struct Mail {
     enum Action { say, tell, enter, leave, release };
@@ -271,9 +260,8 @@ class Sender {
         wake();
     }
 
-    // The sender's thread. After a round that brought more than one line it rests for a third of the time that the
-    // round took: then those who answer what they have just got are all in the next round, rather than each in one of
-    // its own. (A send() costs the same however many lines it carries.)
+    // The sender's thread. After a round that brought more than one line it rests for a third of the round's time: then
+    // those who answer share the next round, and a send() costs the same however many lines it carries.
     void run() {
         name_thread("sender");
         while (collect()) {
@@ -286,14 +274,11 @@ class Sender {
             }
             std::erase_if(in_hand_, [&](Client* client) { return is_done(*client); });
             const auto rest = (Clock::now() - round_) / 3;
-            if (several_talk_) std::this_thread::sleep_for(std::min<Clock::duration>(rest, max_rest));
+            if (several_talk_) std::this_thread::sleep_for(std::min<Clock::duration>(rest, 20ms));
         }
     }
 
    private:
-    static constexpr auto max_rest = 20ms;         // for the process may have been stopped in the middle of a round
-    static constexpr std::size_t max_kept = 1024;  // bytes of memory that a queue at rest keeps: there are thousands
-
     void wake() {
         work_.notify_one();
         if (std::exchange(polling_, false)) wakeup_->set();
@@ -441,7 +426,7 @@ class Sender {
         if (left > 0 && out.problem == nullptr) return false;
         client.backlog -= left;
         out.unsent.clear();
-        if (out.unsent.capacity() > max_kept) out.unsent.shrink_to_fit();
+        if (out.unsent.capacity() > 1024) out.unsent.shrink_to_fit();  // there may be thousands at rest
         out.sent = 0;
         out.full = out.in_hand = false;
         if (out.problem != nullptr || out.releasing) news_.push_back(&client);
@@ -452,13 +437,12 @@ class Sender {
     void wait_for_sockets() {
         std::vector<pollfd> polled{{wakeup_->fd(), POLLIN, 0}};
         for (const Client* client : in_hand_) polled.push_back({client->socket.get(), POLLOUT, 0});
-        const int a_second = 1000;  // to notice a client that has stalled for too long
-        poll(polled.data(), static_cast<nfds_t>(polled.size()), asleep_ ? a_second : 0);
+        poll(polled.data(), static_cast<nfds_t>(polled.size()), asleep_ ? 1000 : 0);  // a stall ends without an event
         wakeup_->clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
-        for (std::size_t i = 0; i < in_hand_.size(); ++i)
-            in_hand_[i]->outbox.full = polled[i + 1].revents == 0 && !retry;
+        if (retry) retry_ = Clock::now() + 1s;
+        std::size_t i = 0;
+        for (Client* client : in_hand_) client->outbox.full = polled[++i].revents == 0 && !retry;
     }
 
     // Guarded by chat.mutex.
@@ -485,12 +469,9 @@ class Sender {
 
 Sender sender;
 
-// ---------------------------------------------------------------------------------------------------------
-// 4. What is said in a room
-//
+// ---- 4. What is said in a room ------------------------------------------------------------------------
 // To say something is to queue it once for the whole room, under the mutex: so everyone sees the same lines in the same
-// order, the speaker included (promise 1). Any thread may call these; none blocks. What they are told, clients get
-// as the lines of docs/protocol.md.
+// order, the speaker included (promise 1). Any thread may call these; none blocks. docs/protocol.md has the lines.
 
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
@@ -515,7 +496,7 @@ void error(const Lock& lock, Client& to, const Parts&... parts) {
     post(lock, to, concat("ERR ", parts...));
 }
 
-// Tells a room's members what happened to somebody, and the log.
+// Tells a room, and the log, what happened to somebody.
 void announce(const Lock& lock, const Room& room, std::string_view word, std::string_view name, std::string_view text) {
     sender.queue(lock, {Mail::say, room.number, nullptr, concat(word, " ", name, " ", text, "\n")});
     log_line(room.name, concat("-- ", name, " ", text));
@@ -543,10 +524,10 @@ void enter(const Lock& lock, Client& client, Room& room) {
     client.room = &room;
     sender.queue(lock, {Mail::enter, room.number, &client});
     const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
+    const std::string fields = concat(room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"));
     post(lock, client,
-         concat("ROOM ", room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"), " You are in ",
-                room.name, ". Its code: ", or_else(room.code, "NO CODE"), ". Its owner: ", or_else(room.owner, "none"),
-                "."));
+         concat("ROOM ", fields, " You are in ", room.name, ". Its code: ", or_else(room.code, "NO CODE"),
+                ". Its owner: ", or_else(room.owner, "none"), "."));
     post_members(lock, client, room);
     for (const Said& said : room.history) {
         if (!ignores(lock, client, said.key)) post(lock, client, said.line);
@@ -558,7 +539,7 @@ void end_room(const Lock& /*held*/, const Room& room) {
     chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
 }
 
-// Takes a client out of its room. A room that a client made ends with its last member; if its owner leaves before that,
+// Takes a client out of its room, which ends with its last member if a client made it; if the owner leaves before that,
 // the member who has been there longest owns it.
 void leave(const Lock& lock, Client& client, std::string_view reason) {
     Room& room = *std::exchange(client.room, nullptr);
@@ -590,7 +571,6 @@ void remove(const Lock& lock, Client& client, std::string_view reason) {
 }
 
 // Ends a client's time here by its own thread: last_line is the last that it is sent, the reason is for its room.
-// During the login it is called reject().
 void quit(const Lock& lock, Client& client, std::string_view last_line, std::string_view reason) {
     post(lock, client, last_line);
     remove(lock, client, reason);
@@ -608,11 +588,9 @@ void drop(const Lock& lock, Client& client, std::string_view reason) {
     shutdown(client.socket.get(), SHUT_RDWR);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 5. A client's own thread
-//
-// The heart of the server: a plain loop around recv(). Whatever a client does slowly, or too much of, is waited for
-// here, in its own thread, and so by nobody else (promise 2).
+// ---- 5. A client's own thread -------------------------------------------------------------------------
+// The heart of the server: a plain loop around recv(). What a client does slowly, or too much of, is waited for here,
+// in its own thread, and so by nobody else (promise 2).
 
 void tell(Client& to, std::string_view line) { post(Lock(chat.mutex), to, line); }
 void tell_error(Client& to, std::string_view text) { error(Lock(chat.mutex), to, text); }
@@ -639,7 +617,7 @@ void throttle(Client& client) {
 
 // Waits in recv() for more of what the client sends. False: nothing more will come.
 bool receive(Client& client) {
-    limit_receive(client);
+    limit_receive(client, time_left(client));
     std::array<char, 2048> bytes{};
     const auto began = Clock::now();
     const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
@@ -679,9 +657,9 @@ void handle_line(Client& user, std::string_view line) {
     say(lock, user, "SAY", line);
 }
 
-// Waits until the sender has sent the last lines, and closes the connection so that they arrive: close() while bytes
-// are unread sends a reset, which may overtake them. So the peer is given some time to close its side first.
-void hang_up(Client& client) {
+// Waits until the sender has sent the last lines, and then for the peer to close its side: close() while bytes are
+// unread sends a reset, which may overtake those lines.
+void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
         remove(lock, client, "had a problem.");  // unless that has been done already
@@ -692,12 +670,11 @@ void hang_up(Client& client) {
         }
     }
     shutdown(client.socket.get(), SHUT_WR);
-    std::array<pollfd, 2> polled{{{client.socket.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
+    limit_receive(client, close_limit);
     const auto deadline = Clock::now() + close_limit;
     std::array<char, 2048> ignored{};
-    do {
-        poll(polled.data(), polled.size(), 2000);
-    } while (recv(client.socket.get(), ignored.data(), ignored.size(), MSG_DONTWAIT) > 0 && Clock::now() < deadline);
+    while (recv(client.socket.get(), ignored.data(), ignored.size(), 0) > 0 && Clock::now() < deadline) {
+    }
 }
 
 // Every thread is joined (promise 4): one that ends joins the one that ended before it, and end_clients() the last one.
@@ -721,15 +698,15 @@ void serve(Client* owned) {
         }
     } catch (const std::exception& problem) {  // no memory, or no ban list: it ends this client alone
         log_event(concat(client->address, " failed: ", problem.what()));
-        quit(Lock(chat.mutex), *client, "REFUSE The server has a problem; please tell whoever runs it.",
-             "was rejected: a problem.");
+        const char* last_line = "REFUSE The server has a problem; please tell whoever runs it.";
+        if (wait_for_stop(0ms)) last_line = bye_shutdown;  // which is why a slow call was given up
+        quit(Lock(chat.mutex), *client, last_line, "was rejected: a problem.");
     }
-    hang_up(*client);
+    end_connection(*client);
     end_thread(*client);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 6. Accepting
+// ---- 6. Accepting -------------------------------------------------------------------------------------
 
 // Returns the port in an IPv4 or IPv6 address, in network byte order.
 in_port_t& port_in(sockaddr* address) {
@@ -737,8 +714,7 @@ in_port_t& port_in(sockaddr* address) {
                                           : reinterpret_cast<sockaddr_in*>(address)->sin_port;
 }
 
-// Returns a socket that listens there, or none where this machine has no such address family. Throws on any other
-// error.
+// Returns a socket that listens there, or none where this machine has no such address family. Throws on other errors.
 Fd open_listener(const addrinfo& at) {
     Fd socket(::socket(at.ai_family, at.ai_socktype, at.ai_protocol));
     if (!socket && errno == EAFNOSUPPORT) return socket;
@@ -754,8 +730,7 @@ Fd open_listener(const addrinfo& at) {
     return socket;
 }
 
-// Listens on every address of options.bind_address, and returns the port. Where any free one will do, that of the first
-// address is taken for all.
+// Listens on every address of options.bind_address, and returns the port: if any will do, all get that of the first.
 int open_listeners(std::vector<Fd>& listeners) {
     in_port_t port = 0;
     const AddressList addresses = resolve(options.bind_address, options.port);
@@ -777,8 +752,8 @@ int open_listeners(std::vector<Fd>& listeners) {
 // Accepts clients, and rejects those for whom there is no place: only in the main thread.
 class Acceptor {
    public:
-    // Until the server is to stop. Whenever nobody has come for a while, it returns the memory that free() has kept to
-    // the system: while thousands log in, half a gigabyte waits for them.
+    // Until the server is to stop. When nobody has come for a while, the system gets back what free() has kept: half a
+    // gigabyte after thousands of logins.
     void run(const std::vector<Fd>& listeners) {
         std::vector<pollfd> polled{{stop_request->fd(), POLLIN, 0}};
         for (const Fd& listener : listeners) polled.push_back({listener.get(), POLLIN, 0});
@@ -828,8 +803,7 @@ class Acceptor {
         Client& known = *client;
         try {
             std::thread thread(serve, &known);
-            static_cast<void>(
-                client.release());  // it is the thread's now, which waits in end_thread() for what follows
+            static_cast<void>(client.release());  // it is the thread's, which waits in end_thread() for what follows
             const Lock lock(chat.mutex);
             known.thread = std::move(thread);
             known.changed.notify_all();
@@ -842,15 +816,14 @@ class Acceptor {
     Fd reserve_ = any_file();  // given up to accept the client for whom no descriptor is left, and to tell it
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 7. Starting and stopping
+// ---- 7. Starting and stopping -------------------------------------------------------------------------
 
-// Tells everyone, waits until they have it, and joins their threads: within twice the shutdown_limit and a little. The
-// threads stay in recv() until the sender is done, for they would all be in its way to the mutex.
+// Tells everyone, waits until they have it, and joins their threads: within twice the shutdown_limit. The threads stay
+// in recv() until the sender is done, for they would all be in its way to the mutex.
 void end_clients() {
     Lock lock(chat.mutex);
     for (Client* client : chat.connected) {
-        post(lock, *client, "BYE SHUTDOWN The server shuts down.");
+        post(lock, *client, bye_shutdown);
         client->closing = true;
         client->changed.notify_all();
     }
@@ -899,22 +872,20 @@ void run() {
 // Part B: what people rely on
 // =========================================================================================================
 
-// ---------------------------------------------------------------------------------------------------------
-// 8. The log
-//
-// Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue,
-// and a thread of its own writes them: whoever logs never waits (promise 2).
+// ---- 8. The log ---------------------------------------------------------------------------------------
+// Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue, and a
+// thread of its own writes them: whoever logs never waits (promise 2). Any thread may add to it.
 
 class Log {
    public:
-    // Logs what happened in a room; "-" is the server itself. Any thread. Never blocks.
+    // Logs what happened in a room; "-" is the server itself.
     void add(std::string_view room, std::string_view text) { add(Lock(mutex_), room, text); }
 
-    // Logs what is the same for many, at most once a second for each cause. Any thread. Never blocks.
+    // Logs what is the same for many, at most once a second for each cause.
     void add_rejection(std::string_view who, const std::string& cause) {
         const Lock lock(mutex_);
         Clock::time_point& last = rejections_[cause];
-        if (Clock::now() - last < std::chrono::seconds(1)) return;
+        if (Clock::now() - last < 1s) return;
         last = Clock::now();
         add(lock, "-", concat("-- ", who, " ", cause));
     }
@@ -927,10 +898,10 @@ class Log {
         while (true) {
             changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
             if (waiting_.empty()) break;
-            changed_.wait_for(lock, gathering_time, [&] { return stopping_; });
+            changed_.wait_for(lock, 20ms, [&] { return stopping_; });  // more may come for the same write()
             const std::string text = std::exchange(waiting_, {});
-            if (lost_ > 0)
-                add(lock, "-", concat("-- here ", std::to_string(std::exchange(lost_, 0)), " lines are missing."));
+            const std::string lost = std::to_string(std::exchange(lost_, 0));
+            if (lost != "0") add(lock, "-", concat("-- here ", lost, " lines are missing."));
             lock.unlock();
             write_all(wrapped(text, screen_width()));
             lock.lock();
@@ -939,8 +910,7 @@ class Log {
         changed_.notify_all();
     }
 
-    // Ends run(), though it may be stuck in a write to a paused terminal: then the signal, whose handler does nothing,
-    // interrupts the call.
+    // Ends run(). It may be stuck in a write to a paused terminal: the signal, whose handler is empty, interrupts that.
     void stop() {
         Lock lock(mutex_);
         stopping_ = true;
@@ -952,14 +922,8 @@ class Log {
     }
 
    private:
-    static constexpr std::size_t max_waiting = 1024UL * 1024;  // bytes
-    static constexpr auto gathering_time = 20ms;               // for one write() to carry what is logged meanwhile
-
     void add(const Lock& /*held*/, std::string_view room, std::string_view text) {
-        if (waiting_.size() > max_waiting) {
-            ++lost_;
-            return;
-        }
+        if (waiting_.size() > 1024UL * 1024) return static_cast<void>(++lost_);
         if (waiting_.empty()) changed_.notify_all();
         const std::time_t now = std::time(nullptr);
         if (now != std::exchange(second_, now)) stamp_ = local_time(now, "%Y-%m-%d %H:%M:%S ");
@@ -969,15 +933,11 @@ class Log {
     // Gives up at a broken output, and at a blocked one once the server stops.
     void write_all(std::string_view text) const {
         while (!text.empty() && !give_up_) {
+            pollfd output{STDOUT_FILENO, POLLOUT, 0};  // which another program may have made non-blocking
+            poll(&output, 1, 100);
             const ssize_t written = write(STDOUT_FILENO, text.data(), text.size());
-            if (written >= 0) {
-                text.remove_prefix(static_cast<std::size_t>(written));
-            } else if (errno == EAGAIN) {  // somebody else made our output non-blocking
-                pollfd output{STDOUT_FILENO, POLLOUT, 0};
-                poll(&output, 1, 100);
-            } else if (errno != EINTR) {
-                return;
-            }
+            if (written < 0 && errno != EAGAIN && errno != EINTR) return;
+            text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
         }
     }
 
@@ -1002,11 +962,9 @@ void log_rejection(std::string_view who, const std::string& cause) { server_log.
 void run_log() { server_log.run(); }
 void stop_log() { server_log.stop(); }
 
-// ---------------------------------------------------------------------------------------------------------
-// 9. A client's time
-//
-// Each client's own thread keeps that client's deadlines, by the time that it has waited in recv(): so a password that
-// is being hashed, or a file that is slow, takes none of it.
+// ---- 9. A client's time -------------------------------------------------------------------------------
+// Each client's own thread keeps its deadlines, by the time that it has waited in recv(): a password that is being
+// hashed, or a file that is slow, takes none of it.
 
 // How long the client may be silent from now on. During the login its time is that of all its answers.
 Clock::duration time_left(const Client& client) {
@@ -1016,8 +974,7 @@ Clock::duration time_left(const Client& client) {
     return (client.warned ? limit : limit / 2) - client.waited;
 }
 
-// The client has been silent for so long that it is warned, or disconnected. Owners, whose rooms would pass on, and the
-// admin may be silent.
+// The client has been silent for so long that it is warned, or disconnected; owners and the admin may be silent.
 void handle_silence(Client& client) {
     const Lock lock(chat.mutex);
     if (client.name.empty()) {
@@ -1025,17 +982,16 @@ void handle_silence(Client& client) {
     } else if (client.admin || (client.room != nullptr && client.room->owner == client.name)) {
         client.waited = {};
     } else if (!std::exchange(client.warned, true)) {
-        client.waited =
-            std::chrono::seconds(options.idle) / 2;  // however late this is: the process may have been stopped
+        client.waited = std::chrono::seconds(options.idle) / 2;  // however late: the process may have been stopped
         info(lock, client, "You have said nothing for a while. Say something, or you will be disconnected.");
     } else {
         quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
     }
 }
 
-// Before recv(): makes it return EAGAIN when the client's time is over (SO_RCVTIMEO in socket(7)).
-void limit_receive(Client& client) {
-    const auto time = std::max<Clock::duration>(time_left(client), 1ms);
+// Before recv(): makes it return EAGAIN when the time is over (SO_RCVTIMEO in socket(7)).
+void limit_receive(Client& client, Clock::duration time) {
+    time = std::max<Clock::duration>(time, 1ms);
     if (time == std::exchange(client.receive_timeout, time)) return;
     const auto microseconds = std::chrono::ceil<std::chrono::microseconds>(time).count();
     const timeval value{static_cast<time_t>(microseconds / 1000000), static_cast<suseconds_t>(microseconds % 1000000)};
@@ -1048,8 +1004,7 @@ void count_silence(Client& client, Clock::duration time) {
     if (!client.closing && time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 10. Places: how many clients there may be
+// ---- 10. Places: how many clients there may be --------------------------------------------------------
 
 // Puts the client on the list, or says why there is no place for it.
 std::string enlist(Client& client) {
@@ -1082,15 +1037,13 @@ void turn_down(const Fd& socket, const std::string& reason) {
     const std::string line = concat("REFUSE ", reason, "\n");
     send(socket.get(), line.data(), line.size(), MSG_DONTWAIT);
     shutdown(socket.get(), SHUT_WR);
-    std::array<char, 2048> unread{};  // or closing would send a reset: see hang_up()
+    std::array<char, 2048> unread{};  // or closing would send a reset: see end_connection()
     recv(socket.get(), unread.data(), unread.size(), MSG_DONTWAIT);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 11. Files: bans and accounts
-//
-// Each is a file of lines that people may edit by hand while the server runs, and that several servers may share. So no
-// copy is kept: each login reads through the file. All of this blocks on the disk, and is called without chat.mutex.
+// ---- 11. Files: bans and accounts ---------------------------------------------------------------------
+// Each is a file of lines that people may edit by hand while the server runs, and that several servers may share: so
+// each login reads through the file. All of this blocks on the disk, and is called without chat.mutex.
 
 // Returns the name or address that a line of the ban list is about, folded; empty for a comment.
 std::string ban_in(std::string_view line) {
@@ -1105,7 +1058,7 @@ std::string account_in(std::string_view line) {
     return valid_name(name) && name.size() < line.size() ? fold(name) : "";
 }
 
-// Returns the hash in such a line; empty if there is none that crypt(3) could have made, which locks the account.
+// Returns the hash in such a line; empty if crypt(3) cannot have made it, which locks the account.
 std::string hash_in(std::string_view line) {
     const std::size_t start = line.find(":$");
     return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
@@ -1123,8 +1076,8 @@ class LineFile {
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
-        std::string text;  // read, and not yet a whole line
-        std::array<char, 65536> bytes{};
+        std::string text;                // read, and not yet a whole line
+        std::array<char, 2048> bytes{};  // on the stack of each client's thread, which keeps what it has touched
         for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
@@ -1148,9 +1101,9 @@ class LineFile {
         return found;
     }
 
-    // Puts a line in the place of the one about somebody, or removes that if `line` is empty; but only if accept() says
-    // that the present one, or that there is none, is right: else returns false. On return the change is on the disk.
-    // Throws if it cannot be made; then the old file stands. Meanwhile only those who change this file wait.
+    // Puts a line in the place of the one about somebody, or removes that if `line` is empty; returns false if accept()
+    // does not take the present one, or that there is none. On return the change is on the disk. Throws if it cannot be
+    // made; then the old file stands. Meanwhile only those who change this file wait.
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
         const Lock lock(changing_);
@@ -1188,7 +1141,7 @@ class LineFile {
     }
 
     // Locks the file against other servers, for as long as what is returned is open: flock(2). Blocks for up to five
-    // seconds. Throws if another process keeps the lock.
+    // seconds, and throws then.
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
         for (int tries = 0; tries < 500; ++tries) {
@@ -1204,8 +1157,8 @@ class LineFile {
         throw std::runtime_error(name + " is locked by another program");
     }
 
-    // The new file is whole and synced before it is renamed: a crash at any moment leaves the old one or the new
-    // (promise 5). Once it is renamed it is in force, and no exception may say otherwise.
+    // The new file is synced before it is renamed: a crash at any moment leaves the old one or the new (promise 5).
+    // Once it is renamed it is in force, and no exception may say otherwise.
     void replace(std::string_view text) const {
         const std::string name = target(), beside = name + ".new";
         unlink(beside.c_str());  // left by a crash, or a trap: it is neither written to nor followed
@@ -1236,9 +1189,7 @@ bool keeps_accounts() { return !users_file.path.empty(); }
 // Whether a name (folded) or an address is on the ban list.
 bool is_banned(const std::string& name_or_address) { return bans_file.find(name_or_address).has_value(); }
 
-// ---------------------------------------------------------------------------------------------------------
-// 12. Logging in: names, passwords and codes
-//
+// ---- 12. Logging in: names, passwords and codes -------------------------------------------------------
 // All secrets share one limit on wrong attempts, counted by network address, so that more connections or other
 // secrets give nobody more guesses. Each code has a second one, over all addresses, since five digits are few.
 
@@ -1304,8 +1255,7 @@ AttemptLimiter guesses, new_passwords;
 
 // Lets a client try a secret, and returns what is to be said of it: nothing if it was right, `wrong` if it was not.
 // code is what a code opens; empty for a password. Each attempt is counted before it is looked at, so that those made
-// at the same moment all count; past a limit none is looked at, right or wrong. Any thread. Blocks only as far as
-// is_right does.
+// at the same moment all count; past a limit none is looked at, right or wrong.
 template <typename IsRight>
 std::string_view check_secret(const Client& client, const std::string& code, std::string_view wrong, IsRight is_right) {
     std::vector<std::string> keys{network_of(client.address)};
@@ -1320,8 +1270,8 @@ std::string hash_method;  // for new passwords, as crypt(5) has it; set at start
 
 std::mutex hashing;  // one thread at a time: crypt() has one buffer, and however many log in, the chat keeps a core
 
-// Hashes a password with crypt(3); `setting` is a method with a salt, or a hash that was made before. Takes tens of
-// milliseconds, with the mutex `hashing` held. Throws if the system lacks the method, and when the server is to stop.
+// Hashes a password with crypt(3) in tens of milliseconds; `setting` is a method with a salt, or a hash made before.
+// Throws if the system lacks the method, and when the server is to stop.
 std::string hash_password(const Lock& /*held*/, const std::string& password, const std::string& setting) {
     if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
     const char* hash = crypt(password.c_str(), setting.c_str());
@@ -1335,17 +1285,13 @@ std::string new_salt() { return random_text("./0123456789ABCDEFGHIJKLMNOPQRSTUVW
 
 // Takes yescrypt, else SHA-512 with many rounds. Throws if crypt(3) knows neither.
 void choose_hash_method() {
-    const Lock lock(hashing);
-    try {
-        hash_method = "$y$j9T$";
-        hash_password(lock, "", hash_method + new_salt());
-    } catch (const std::runtime_error&) {
-        hash_method = "$6$rounds=200000$";
-        hash_password(lock, "", hash_method + new_salt());
-    }
+    const char* hash = crypt("", "$y$j9T$abcd");
+    const bool has_yescrypt = hash != nullptr && std::string_view(hash).starts_with("$y$");
+    hash_method = has_yescrypt ? "$y$j9T$" : "$6$rounds=200000$";
+    hash_password(Lock(hashing), "", hash_method + new_salt());
 }
 
-// Checks the password of an account, as its file has it at this moment, and stores the account's line. One attempt is
+// Checks the password of an account, and stores the account's line as the file has it at this moment. One attempt is
 // looked at after the other: so a class that logs in at once does not meet the limit on wrong ones.
 std::string_view check_password(const Client& client, std::string_view name, const std::string& given,
                                 std::optional<std::string>& account) {
@@ -1380,8 +1326,8 @@ bool ask_password(Client& client, std::string_view question, Check check) {
     return false;
 }
 
-// Asks for a new password and stores it, if the account is still as it was when that was asked for: none, or the same
-// line. False: it is not stored, and the client knows why.
+// Asks for a new password and stores it, if the account is still as given: none, or the same line. False: it is not
+// stored, and the client knows why.
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     while (true) {
         tell(client, concat("NEWPASS A new password for ", name, "? It needs 8 characters or more."));
@@ -1403,9 +1349,8 @@ bool choose_password(Client& client, std::string_view name, const std::optional<
     }
 }
 
-// /password: a conversation of its own; the client's thread reads the answers, with the mutex released. If the account
-// has been ended it goes on all the same, since answers that were sent ahead must not become lines of the chat (promise
-// 7).
+// /password: a conversation of its own; the client's thread reads the answers, with the mutex released. It goes on even
+// if the account has ended, since answers that were sent ahead must not become lines of the chat (promise 7).
 void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::optional<std::string> account;
@@ -1419,9 +1364,8 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     if (changed) info(lock, user, "Your password is changed.");
 }
 
-// Asks for the password that a name needs, if any, or for a new one where it has none yet. That goes before the
-// question whether the name can be had: a password that was sent ahead must not become a name (promise 7). False: the
-// connection is to end.
+// Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
+// be had: a password that was sent ahead must not become a name (promise 7). False: the connection is to end.
 bool authenticate(Client& client, std::string_view name) {
     if (same_name(name, "admin")) {
         return ask_password(client, "The admin's password?", [&](const std::string& given) {
@@ -1443,12 +1387,10 @@ std::string_view name_problem(std::string_view name) {
     return same_name(name, "server") ? "The server itself has that name." : "";
 }
 
-// Lets a client in under a name. False: it is banned, and rejected; or somebody has the name, and it may choose
-// another.
+// Lets a client in under a name. False: it is banned, and rejected; or somebody has the name, and it may try another.
 bool admit(Client& client, std::string_view name) {
     Lock lock(chat.mutex, std::defer_lock);
-    for (long seen = -1;
-         seen != chat.bans_changed;) {  // a ban that is made meanwhile disconnects only those who are in
+    for (long seen = -1; seen != chat.bans_changed;) {  // a ban disconnects only those who are in already
         if (lock.owns_lock()) lock.unlock();
         seen = chat.bans_changed;
         if (is_banned(client.address)) return reject(client, address_banned, "banned.");
@@ -1472,11 +1414,6 @@ bool admit(Client& client, std::string_view name) {
     return true;
 }
 
-void set_claimed_name(Client& client, std::string_view name) {
-    const Lock lock(chat.mutex);
-    client.claimed_name = valid_name(name) ? name : "";
-}
-
 // Asks for the name, and for the password that it may need. False: the connection is to end.
 bool log_in(Client& client) {
     tell(client, concat("INFO This is Chatroom ", version, "."));
@@ -1486,25 +1423,21 @@ bool log_in(Client& client) {
         const std::optional<std::string> line = read_line(client);
         if (!line) break;
         const std::string_view name = trim(*line);
+        Lock lock(chat.mutex);
+        client.claimed_name = valid_name(name) ? name : "";
+        lock.unlock();
         const std::string_view problem = name_problem(name);
-        set_claimed_name(client, name);
-        if (!problem.empty()) {
-            tell_error(client, problem);
-        } else if (authenticate(client, name) && admit(client, name)) {
-            return true;
-        }
+        if (!problem.empty()) tell_error(client, problem);
+        if (problem.empty() && authenticate(client, name) && admit(client, name)) return true;
     }
     return false;
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 13. Commands
-//
+// ---- 13. Commands -------------------------------------------------------------------------------------
 // A function for each, called with the mutex held by the thread of whoever typed it: `rest` is what follows the
 // command's word, trimmed. The table behind them says who may use which, and what /help says.
 //
-// The rule: a room command acts on the room that one is in, and the public room is the server. The operator is
-// always there.
+// The rule: a room command acts on the room that one is in, and the public room is the server; there the operator is.
 
 bool in_public(const Client& user) { return user.room == &public_room(); }
 
@@ -1565,7 +1498,6 @@ void quote(Lock& lock, Client& user, std::string_view /*rest*/) {
 }
 
 void echo(Lock& lock, Client& user, std::string_view rest) { post(lock, user, concat("ECHO ", rest)); }
-
 void me(Lock& lock, Client& user, std::string_view rest) { say(lock, user, "ME", rest); }
 
 void private_message(const Lock& lock, Client& from, Client& to, std::string_view text) {
@@ -1761,13 +1693,13 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
 
 // Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
-    const std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
+    std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
     if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
     return target;
 }
 
-// Adds a line about somebody to a file, or removes the one there is if `line` is empty. Returns false if there is one
-// already, or none. Releases the mutex meanwhile, for that waits for the disk.
+// Adds a line about somebody to a file, or removes it if `line` is empty. Returns false if that is so already. Releases
+// the mutex meanwhile, for that waits for the disk.
 bool change_unlocked(Lock& lock, LineFile& file, std::string_view who, const std::string& line) {
     lock.unlock();
     const auto accept = [&](const std::optional<std::string>& present) { return present.has_value() == line.empty(); };
@@ -1927,8 +1859,8 @@ void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
     error(lock, user, "There is no command /", mistyped, "; ", hint);
 }
 
-// Does what a command asks for; line is what follows the '/'. The thread of whoever typed it. Blocks, with the mutex
-// released, where files or passwords are concerned.
+// Does what a command asks for; line is what follows the '/'. Where files or passwords are concerned it blocks, with
+// the mutex released.
 void run_command(Lock& lock, Client& user, std::string_view line) {
     std::string_view rest = line;
     const std::string_view name = take_word(rest);
@@ -1950,8 +1882,7 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 14. The operator's terminal
+// ---- 14. The operator's terminal ----------------------------------------------------------------------
 
 // What the operator's terminal shows of a line, which a client would get as it is.
 void show_operator(std::string_view line) {
@@ -1959,12 +1890,6 @@ void show_operator(std::string_view line) {
     if (word != "MSG") return log_event(line);
     const std::string_view from = take_word(line), to = take_word(line);
     log_line("-", concat(from, " -> ", to, ": ", line));
-}
-
-// Whether the terminal is there, but another job is in its foreground: "./server &".
-bool in_background() {
-    const pid_t foreground = tcgetpgrp(STDIN_FILENO);
-    return foreground != -1 && foreground != getpgrp();
 }
 
 void run_operator_line(const Line& line) {
@@ -1985,7 +1910,7 @@ void run_console() {
         if (count > 0) {
             lines.add({bytes.data(), static_cast<std::size_t>(count)});
             while (const std::optional<Line> line = lines.next()) run_operator_line(*line);
-        } else if (count < 0 && errno == EIO && in_background()) {
+        } else if (count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1) {  // in the background: ./server &
             if (wait_for_stop(1s)) return;
         } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
             if (const std::optional<Line> line = lines.last()) run_operator_line(*line);
@@ -1994,11 +1919,8 @@ void run_console() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 15. Discovery
-//
-// Clients on the local network look for servers with a datagram to everybody: docs/protocol.md. Whatever happens here,
-// the chat goes on.
+// ---- 15. Discovery ------------------------------------------------------------------------------------
+// Clients on the local network look for servers with a datagram to everybody. Whatever happens here, the chat goes on.
 
 // Returns an IPv4 UDP socket, bound. Throws if it cannot be had.
 Fd open_datagram_socket(in_addr_t address, in_port_t port) {
@@ -2056,8 +1978,7 @@ void run_discovery(int port) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 16. Options, and what is prepared before the start
+// ---- 16. Options, and what is prepared before the start -----------------------------------------------
 
 std::string_view program;  // the name that it was started by
 
@@ -2156,11 +2077,12 @@ void read_options(int argc, char** argv) {
         known[which].set();
     }
     if (options.title.size() > max_title)
-        throw UsageError("--title takes at most " + std::to_string(max_title) + " bytes");
+        throw UsageError(concat("--title takes at most ", std::to_string(max_title), " bytes"));
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
 
-// Takes the admin's password from a file or the environment, where it is wiped out, or makes one. Says which.
+// Takes the admin's password from a file or the environment, where it is wiped out, or makes one; returns that, or
+// where it is set.
 std::string choose_admin_password() {
     const std::string& path = options.admin_password_file;
     std::string given;
@@ -2209,8 +2131,8 @@ void make_first_rooms() {
     chat.by_name["server"] = &operator_client;
 }
 
-// Signals: Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer
-// that is gone, a full file or a job in the background is no reason to end.
+// Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer that is
+// gone, a full file or a job in the background is no reason to end.
 void handle_signals() {
     struct sigaction action {
     }, before{};

@@ -13,6 +13,7 @@
 #include <future>
 #include <iostream>
 #include <memory>
+#include <regex>
 #include <set>
 #include <string>
 #include <thread>
@@ -698,6 +699,25 @@ TEST(Sighup, IsIgnoredWhereItWasAtTheStart) {
     expect_chat(port);
     server.signal(SIGTERM);
     EXPECT_EQ(server.wait_exit(), 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The page that says what is defended
+
+// Each test that docs/security.md names is in one of the suites.
+TEST(SecurityPage, NamesTestsThatExist) {
+    std::string suites;
+    for (const auto& file : fs::directory_iterator("tests")) {
+        if (file.path().string().ends_with("_test.cpp")) suites += read_file(file.path());
+    }
+    const std::string page = read_file("docs/security.md");
+    const std::regex name("`([A-Z]\\w*)\\.([A-Z]\\w*)`");
+    int count = 0;
+    for (std::sregex_iterator found(page.begin(), page.end(), name), end; found != end; ++found, ++count) {
+        const std::string test = (*found)[1].str() + ", " + (*found)[2].str() + ") {";
+        EXPECT_TRUE(contains(suites, "(" + test)) << (*found)[0];
+    }
+    EXPECT_GT(count, 50) << "these are not all";
 }
 
 }  // namespace

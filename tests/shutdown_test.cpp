@@ -90,4 +90,21 @@ TEST(Shutdown, OfAThousandClientsLosesNoLineThatWasAccepted) {
               << "in " << time.count() << " s" << std::endl;
 }
 
+// The ban list is so long that all of them are still being held against it when the signal comes.
+TEST(Shutdown, IsToldToThoseWhoAreLoggingInToo) {
+    const Home home;
+    write_file(home.bans, numbered("nobody", 1, 1000000));
+    Server server(home.options(), 30);
+    std::deque<Peer> peers;
+    for (int i = 0; i < 20; ++i) peers.emplace_back(server.port(), PeerOptions{}, 20);
+    for (Peer& peer : peers) peer.expect(starts("INFO This is Chatroom"), 20);
+    server.signal(SIGTERM);
+    for (Peer& peer : peers) {
+        const Lines lines = peer.expect_closed(20);
+        ASSERT_FALSE(lines.empty());
+        EXPECT_EQ(lines.back(), "BYE SHUTDOWN The server shuts down.");
+    }
+    EXPECT_EQ(server.wait_exit(20), 0);
+}
+
 }  // namespace

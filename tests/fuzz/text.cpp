@@ -58,10 +58,11 @@ void check_names(std::string_view text) {
     if (text.find('\0') != std::string_view::npos) return;
     const std::string address = normal_address(std::string(text));
     require(address.empty() || normal_address(address) == address, "an address is written in one way");
-    std::string_view rest = trim(text);
+    const std::string cleaned = clean(text);  // as is all that words are taken from
+    std::string_view rest = trim(cleaned);
     int words = 0;
     for (; !rest.empty(); rest = trim(rest)) words += take_word(rest).empty() ? 0 : 1;
-    require(words == count_words(text), "the words that are counted are those that are taken");
+    require(words == count_words(cleaned), "the words that are counted are those that are taken");
 }
 
 // Without what wrapping adds, a text is as it was, and no line begins in a row of its own but the first (promise 3).
