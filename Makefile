@@ -161,7 +161,8 @@ check-%: build/tests/tutorial_test  ## check your solution of an exercise: make 
 	@mkdir -p build/check
 	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
 	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
-		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
+		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check >build/check/$*.log 2>&1; \
+		status=$$?; grep -v '^\[\|^Running main\|: Failure$$\|^Failed$$' build/check/$*.log; exit $$status
 
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
