@@ -99,8 +99,9 @@ run: all  ## join the chat on this machine; starts a server for it if none is th
 	until grep -q 'listening on port' $$log || ! kill -0 $$server 2>/dev/null; do sleep 0.1; done; \
 	if kill -0 $$server 2>/dev/null; then \
 		mv $$log build/server.log; \
-		echo "A server of our own runs on port $(PORT) until you leave; its log goes to build/server.log."; \
-		grep '^admin password: ' build/server.log; \
+		notice="You run the server on port $(PORT) (its log: build/server.log): when you leave, the chat ends"; \
+		export CHATROOM_NOTICE="$$notice for everybody. $$(grep '^admin password: ' build/server.log)"; \
+		echo "$$CHATROOM_NOTICE"; \
 	elif grep -q EADDRINUSE $$log; then echo "Joining the server that is on port $(PORT)."; \
 	else cat $$log; exit 1; fi; \
 	./client 127.0.0.1 $(PORT) || :
@@ -139,12 +140,18 @@ steps: $(STEPS)  ## build the step programs of docs/tutorial
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-# The exercises' solutions are changes to steps: the first line of each names its step.
-SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
-$(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+# The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
+# commands for sed, which find their places also when it has changed elsewhere.
+PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
+SOLUTIONS := $(PATCHES) $(EDITS)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
 	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
-$(SOLUTIONS): %: %.cpp build/flags
+$(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
+	@mkdir -p $(@D)
+	@sed -f $< server.cpp >$@
+$(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
 	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
 build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
@@ -154,7 +161,8 @@ check-%: build/tests/tutorial_test  ## check your solution of an exercise: make 
 	@mkdir -p build/check
 	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
 	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
-		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
+		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check >build/check/$*.log 2>&1; \
+		status=$$?; grep -v '^\[\|^Running main\|: Failure$$\|^Failed$$' build/check/$*.log; exit $$status
 
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
@@ -224,7 +232,7 @@ lint: $(SOURCES:%=$(B)/lint/%)  ## check the sources with clang-tidy, cppcheck a
 	$(Q)cppcheck --quiet --std=c++20 --language=c++ --library=posix,googletest --inline-suppr --error-exitcode=1 \
 		--enable=warning,performance,portability $(addprefix --suppress=,$(UNCHECKED)) -I. $(SOURCES)
 	@echo "  clang-format"
-	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS) docs/tutorial/steps/*.cpp
 
 $(B)/lint/%: % $(HEADERS) .clang-tidy | lint-tools
 	@echo "  clang-tidy $<"
