@@ -137,12 +137,20 @@ $(STEPS): %: %.o
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-# The exercises' solutions are changes to steps: the first line of each names its step.
-SOLUTIONS := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
-$(SOLUTIONS:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
+# The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
+# commands for sed, which find their places also when it has changed elsewhere.
+PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
+SOLUTIONS := $(PATCHES) $(EDITS)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
 	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
-$(SOLUTIONS): %: %.cpp build/flags
+$(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
+	@mkdir -p $(@D)
+	@sed -f $< server.cpp >$@
+$(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
 	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
 build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
@@ -152,7 +160,8 @@ check-%: build/tests/tutorial_test  ## check your solution of an exercise: make 
 	@mkdir -p build/check
 	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
 	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
-		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check
+		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check >build/check/$*.log 2>&1; \
+		status=$$?; grep -v '^\[\|^Running main\|: Failure$$\|^Failed$$' build/check/$*.log; exit $$status
 
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test

@@ -382,7 +382,7 @@ bool log_in(Client& client) {
 
 // Waits until the sender has sent the last lines, and ends the connection so that they arrive: close() while bytes are
 // unread sends a reset, which may overtake them. So the peer is given some time to close its side first.
-void hang_up(Client& client) {
+void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
         sender.queue(lock, {Mail::release, 0, &client});
@@ -428,7 +428,7 @@ void serve(Client* owned) {
     if (log_in(*client)) {
         while (const std::optional<std::string> line = read_line(*client)) handle_line(*client, *line);
     }
-    hang_up(*client);
+    end_connection(*client);
     end_thread(*client);
 }
 

@@ -516,7 +516,7 @@ bool log_in(Client& client) {
 
 // Waits until the sender has sent the last lines, and ends the connection so that they arrive: close() while bytes are
 // unread sends a reset, which may overtake them. So the peer is given some time to close its side first.
-void hang_up(Client& client) {
+void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
         sender.queue(lock, {Mail::release, 0, &client});
@@ -568,7 +568,7 @@ void serve(Client* owned) {
         quit(Lock(chat.mutex), *client, "REFUSE The server has a problem; please tell whoever runs it.",
              "was rejected.");
     }
-    hang_up(*client);
+    end_connection(*client);
     end_thread(*client);
 }
 
