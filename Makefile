@@ -99,8 +99,9 @@ run: all  ## join the chat on this machine; starts a server for it if none is th
 	until grep -q 'listening on port' $$log || ! kill -0 $$server 2>/dev/null; do sleep 0.1; done; \
 	if kill -0 $$server 2>/dev/null; then \
 		mv $$log build/server.log; \
-		echo "A server of our own runs on port $(PORT) until you leave; its log goes to build/server.log."; \
-		grep '^admin password: ' build/server.log; \
+		notice="You run the server on port $(PORT) (its log: build/server.log): when you leave, the chat ends"; \
+		export CHATROOM_NOTICE="$$notice for everybody. $$(grep '^admin password: ' build/server.log)"; \
+		echo "$$CHATROOM_NOTICE"; \
 	elif grep -q EADDRINUSE $$log; then echo "Joining the server that is on port $(PORT)."; \
 	else cat $$log; exit 1; fi; \
 	./client 127.0.0.1 $(PORT) || :

@@ -581,6 +581,7 @@ class Client {
         if (word == "PASS") answer_password();
         if (word == "NEWPASS") question_ = Question::new_password;
         if (word == "WELCOME") complete_login(name);
+        if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
@@ -727,12 +728,13 @@ class Client {
     }
 
     // Guarded by the mutex.
-    std::shared_ptr<Connection> server_;        // replaced by the reader alone
-    std::string outgoing_;                      // lines, to be sent by flush()
-    bool greeted_ = false;                      // the server's first line is here
-    bool server_ended_ = false;                 // the server has said REFUSE, BAN or BYE
-    bool quitting_ = false;                     // the person asked for it, or we have ended the chat
-    int exit_status_ = 1;                       // what to exit with
+    std::shared_ptr<Connection> server_;                   // replaced by the reader alone
+    std::string outgoing_;                                 // lines, to be sent by flush()
+    bool greeted_ = false;                                 // the server's first line is here
+    bool server_ended_ = false;                            // the server has said REFUSE, BAN or BYE
+    bool quitting_ = false;                                // the person asked for it, or we have ended the chat
+    int exit_status_ = 1;                                  // what to exit with
+    const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
     bool reconnecting_ = false;                 // to a chat in which we were before

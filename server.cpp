@@ -440,7 +440,7 @@ class Sender {
         poll(polled.data(), static_cast<nfds_t>(polled.size()), asleep_ ? 1000 : 0);  // a stall ends without an event
         wakeup_->clear();
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
-        if (retry) retry_ = Clock::now() + 1s;
+        if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         std::size_t i = 0;
         for (Client* client : in_hand_) client->outbox.full = polled[++i].revents == 0 && !retry;
     }
@@ -885,7 +885,7 @@ class Log {
     void add_rejection(std::string_view who, const std::string& cause) {
         const Lock lock(mutex_);
         Clock::time_point& last = rejections_[cause];
-        if (Clock::now() - last < 1s) return;
+        if (Clock::now() - last < std::chrono::seconds(1)) return;
         last = Clock::now();
         add(lock, "-", concat("-- ", who, " ", cause));
     }

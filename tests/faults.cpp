@@ -118,8 +118,8 @@ INSTEAD(ssize_t, write, (int fd, const void* bytes, size_t count)) {
 }
 
 INSTEAD(int, open, (const char* path, int flags, ...)) {
-    using Open = int(const char*, int, ...);
-    static const auto real_open = reinterpret_cast<Open*>(dlsym(RTLD_NEXT, "open"));
+    using Open = int (*)(const char*, int, ...);
+    static const Open real_open = reinterpret_cast<Open>(dlsym(RTLD_NEXT, "open"));
     va_list arguments;
     va_start(arguments, flags);
     const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;

@@ -116,6 +116,18 @@ TEST(ScreenForm, OpensOnATerminalAlone) {
     EXPECT_FALSE(simple.terminal.alternate);
 }
 
+TEST(ScreenForm, ShowsTheNoticeOfWhoeverStartedIt) {  // `make run` tells the admin's password so
+    Server server;
+    Launch launch = on_port(server.port());
+    launch.env.emplace_back("CHATROOM_NOTICE=When you leave, \33[2Jthe chat ends.");
+    OnScreen alice(client_path(), launch);
+    alice.wait("Your name: ");
+    alice.type("alice\r");
+    alice.wait("When you leave, ");
+    alice.wait("the chat ends.");
+    alice.wait("Welcome, alice");
+}
+
 TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     ScriptedServer client;
     client.type(key("f2") + "c" + "half a room");
