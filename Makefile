@@ -232,7 +232,7 @@ lint: $(SOURCES:%=$(B)/lint/%)  ## check the sources with clang-tidy, cppcheck a
 	$(Q)cppcheck --quiet --std=c++20 --language=c++ --library=posix,googletest --inline-suppr --error-exitcode=1 \
 		--enable=warning,performance,portability $(addprefix --suppress=,$(UNCHECKED)) -I. $(SOURCES)
 	@echo "  clang-format"
-	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS) docs/tutorial/steps/*.cpp
 
 $(B)/lint/%: % $(HEADERS) .clang-tidy | lint-tools
 	@echo "  clang-tidy $<"

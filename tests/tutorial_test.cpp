@@ -37,7 +37,7 @@ std::string step_path(const std::string& step) {
 // A step that runs: on a port picked by the system, and without a limit on the rate unless one is given.
 class Step : private TempDir, public Process {
    public:
-    explicit Step(const std::string& step, const std::string& rate = "0", Launch launch = {}, int port = 0)
+    explicit Step(const std::string& step, const std::string& rate = "0", const Launch& launch = {}, int port = 0)
         : Process(step == "Python" ? "/usr/bin/env" : step_path(step), with(step, rate, launch, port)),
           chapter_(number(step)) {
         port_ = std::stoi(wait_output(re("^listening on port ([0-9]+)\\s")));
@@ -428,7 +428,7 @@ std::string ask_for_server(Step& step, const Case& c) {
         sendto(socket.get(), datagram.data(), datagram.size(), 0, reinterpret_cast<const sockaddr*>(&to), sizeof to);
     std::array<char, 2048> bytes{};
     const ssize_t count = recv(socket.get(), bytes.data(), bytes.size(), 0);
-    const std::string answer(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+    std::string answer(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
     expect_that(answer.starts_with("CHATROOM! abc " + std::to_string(step.port()) + " 0 "),
                 "the answer was: " + answer);
     return answer;
