@@ -294,6 +294,7 @@ constexpr Form forms[] = {
     {"LEAVE", 1, "-- %1 %t", Style::faint},
     {"OWNER", 1, "-- %1 %t", Style::faint},
     {"ROOM", 3, "-- %t", Style::faint},
+    {"TOPIC", 1, "-- topic of %1: %t", Style::faint},
     {"WHO", 2, "-- %2 in %1: %t", Style::faint},
     {"ROOMS", 1, "-- %1 %t", Style::faint},
     {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t", Style::faint},
