@@ -3,7 +3,7 @@
 //
 // A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
 //
-//    1. The terminal           its modes, and that it is restored whatever happens
+//    1. The terminal           what is typed, line by line
 //    2. The connection         lines over TCP
 //    3. The server's words     what its lines look like to a person
 //    4. The client             what both forms share; Client::read() is the reader
@@ -11,20 +11,22 @@
 //
 // B, what people rely on: for looking things up, each section by itself.
 //
-//    6. The width of text      graphemes
-//    7. Keys and the editor    what was typed
-//    8. Canvas and display     what is to be seen, and what the terminal shows
-//    9. The scrollback         what was said
-//   10. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   11. Finding a server       on the local network, or at an address
-//   12. The helper command     a program that reaches the server: --via
-//   13. Starting               the options, and main()
+//    6. Modes and signals      the terminal is restored whatever happens
+//    7. The width of text      graphemes
+//    8. Keys and the editor    what was typed
+//    9. Canvas and display     what is to be seen, and what the terminal shows
+//   10. The scrollback         what was said
+//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
+//   12. Finding a server       on the local network, or at an address
+//   13. The helper command     a program that reaches the server: --via
+//   14. Starting               the options, and main()
 //
 // What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
 // and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
 // What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), flush() and Connection::send_text().
-// You see it yourself when the server sends it back. The words that its lines begin with are in docs/protocol.md.
+// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), send_next() and
+// Connection::send_line(). You see it yourself when the server sends it back. The words that its lines begin with are
+// in docs/protocol.md.
 
 #include <getopt.h>
 #include <ifaddrs.h>
@@ -41,6 +43,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <functional>
@@ -49,6 +52,8 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -69,95 +74,18 @@ std::string program;  // the name that it was started by, for messages
 // ---------------------------------------------------------------------------------------------------------
 // 1. The terminal
 //
-// Its settings belong to whoever started us, and are restored on every way out, a crash included. What signal handlers
-// need is global, and what they call is async-signal-safe. Without a terminal, in a pipe, none of this does anything.
+// Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
+// pipe, there is nothing to set.
 
 enum TerminalMode { original, typing_hidden, whole_screen };
 
-termios original_settings;                           // of the terminal, when its mode was first changed
 std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the terminal has to be restored
-std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
-std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
-static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
-
-// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
-constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
-constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
-
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes; gives up silently if it is gone.
-void write_to_terminal(std::string_view bytes) {
-    while (!bytes.empty()) {
-        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
-        if (written < 0 && errno != EINTR && errno != EAGAIN) return;
-        pollfd output{STDOUT_FILENO, POLLOUT, 0};
-        if (written < 0) poll(&output, 1, 100);  // somebody else made our output non-blocking
-        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
-    }
-}
 
 // Any thread, and signal handlers. Does nothing where there is no terminal.
-void set_terminal(TerminalMode mode) {
-    if (mode == terminal_mode) return;
-    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
-    termios wanted = original_settings;
-    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-    if (mode == whole_screen) {  // keys come one by one, and as they are; but those that send signals send them
-        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN);
-        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
-    }
-    if (terminal_mode == whole_screen) write_to_terminal(close_screen);
-    terminal_mode = mode;
-    tcsetattr(STDIN_FILENO, TCSANOW, &wanted);
-    if (mode == whole_screen) write_to_terminal(open_screen);
-}
+void set_terminal(TerminalMode mode);
 
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
-
-void catch_signal(int number, void (*handler)(int), int flags = 0) {
-    struct sigaction action {};
-    action.sa_handler = handler;
-    action.sa_flags = flags;
-    sigaction(number, &action, nullptr);
-}
-
-// Whatever ends us, the terminal is as it was; then the signal does what it always does.
-void end_by_signal(int number) {
-    const int saved = errno;
-    set_terminal(original);
-    if (helper_pid > 0) kill(helper_pid, SIGTERM);
-    raise(number);
-    errno = saved;
-}
-
-void wake_writer() {
-    const Wakeup* writer = screen_signal;
-    if (writer != nullptr) writer->set();
-}
-
-// Ctrl-Z: the shell gets the terminal as it was, and we set it again after fg.
-void stop_by_signal(int number) {
-    const int saved = errno;
-    const TerminalMode mode = terminal_mode;
-    set_terminal(original);
-    catch_signal(number, SIG_DFL);
-    raise(number);  // here it stops: SA_NODEFER
-    catch_signal(number, stop_by_signal, SA_NODEFER);
-    set_terminal(mode);
-    wake_writer();
-    errno = saved;
-}
-
-// Decides what each signal does. For main(), before any thread is started.
-void handle_signals() {
-    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
-        catch_signal(number, end_by_signal, once);
-    }
-    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
-    catch_signal(SIGWINCH, [](int) { wake_writer(); });
-    catch_signal(SIGPIPE, SIG_IGN);
-}
 
 // Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
 // nothing.
@@ -209,7 +137,7 @@ class Keyboard {
 // 2. The connection
 //
 // TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
-// the server in its own way (--via, section 12): to the client that is a connection like any other.
+// the server in its own way (--via, section 13): to the client that is a connection like any other.
 
 constexpr int connect_limit = 5000;  // milliseconds
 
@@ -233,22 +161,17 @@ class Connection {
         return lines;
     }
 
-    // Returns how many bytes the kernel has taken: all, unless MSG_DONTWAIT is among the flags. Else it may block. A
-    // connection that is broken takes everything; it is the reader that finds out.
-    std::size_t send_text(std::string_view text, int flags) const {
-        std::size_t sent = 0;
-        while (sent < text.size()) {
-            const ssize_t count = send(socket_.get(), text.data() + sent, text.size() - sent, flags);
-            if (count < 0 && errno == EAGAIN) return sent;
-            if (count < 0 && errno != EINTR) return text.size();
-            sent += count < 0 ? 0 : static_cast<std::size_t>(count);
-        }
-        return sent;
+    // Never blocks: one line at a time always fits, and a server that has not even taken that is gone. A connection
+    // that is broken takes everything; it is the reader that finds out.
+    void send_line(const std::string& line) const {
+        const std::string text = line + '\n';
+        const ssize_t sent = send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT);
+        if (sent < 0 ? errno == EAGAIN : std::cmp_less(sent, text.size())) end();
     }
 
     int fd() const { return socket_.get(); }
 
-    // Any thread: the other's receive() or send_text() ends. The socket is closed when nobody uses it any more.
+    // Any thread: the reader's receive() ends. The socket is closed when nobody uses it any more.
     void end() const { shutdown(socket_.get(), SHUT_RDWR); }
 
    protected:
@@ -267,26 +190,33 @@ class Connection {
 };
 
 // Starts a command, and returns the connection to it. may_ask: it may use the terminal, as ssh does to ask for a
-// password. Does not wait for the command. Throws if it cannot be started. (Section 12)
+// password. Does not wait for the command. Throws if it cannot be started. (Section 13)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
-// Connects. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks for connect_limit at most.
+// Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
+bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
+    std::array<pollfd, 2> polled{{{socket.get(), events, 0}, {stop.fd(), POLLIN, 0}}};
+    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
+    return polled[0].revents != 0;
+}
+
+// Connects, and waits for the first words. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks
+// for twice connect_limit at most.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
-    std::array<pollfd, 2> polled{{{socket.get(), POLLOUT, 0}, {stop.fd(), POLLIN, 0}}};
-    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
-    if (polled[0].revents == 0) return ETIMEDOUT;
+    if (!wait_for(socket, POLLOUT, stop)) return ETIMEDOUT;
     int error = 0;
     socklen_t length = sizeof error;
     getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     fcntl(socket.get(), F_SETFL, 0);
-    return error;
+    return error == 0 && !wait_for(socket, POLLIN, stop) ? ENOMSG : error;
 }
 
 std::string connect_advice(int error) {
     if (error == ETIMEDOUT) return "no answer within 5 seconds: is the address right, and does a firewall let it in?";
+    if (error == ENOMSG) return "connected, but nothing was said within 5 seconds: is that a chat server?";
     return error_text(error) + (error == ECONNREFUSED ? ": is a server running there?" : "");
 }
 
@@ -304,7 +234,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
     throw std::runtime_error(problem);
 }
 
-// Returns a connection to the server. Blocks for connect_limit at most for each address, or until `stop` is set.
+// Returns a connection to the server. Blocks as connect_within_limit() for each address, or until `stop` is set.
 // Throws if there is none to be had. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
@@ -403,6 +333,8 @@ struct Message {
         return entry;
     }
 
+    bool is_speech() const { return word == "SAY" || word == "ME" || word == "MSG"; }
+
     bool past;  // said before we came
     std::time_t time = std::time(nullptr);
     std::string_view word, text;
@@ -416,17 +348,20 @@ struct Message {
 // It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
 // reconnects when the connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
 //
+// What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
+// begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
+// before the next one goes, and what a broken connection has swallowed is sent again.
+//
 // One mutex guards what the reader and the writer share. All that follows is called with the mutex held, except what
 // says that it locks it. While it is held, nothing waits for the socket or the keyboard.
 
 // What the line that is typed next answers.
 enum class Question { none, name, password, new_password, repeated_password };
 
-struct ListedRoom {
-    long number = 0, people = 0;
-    std::string name, creator;
-    std::time_t created = 0;
-    bool needs_code = false;
+struct OwnLine {
+    std::string text;
+    std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
+    std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
 };
 
 class Client {
@@ -441,7 +376,8 @@ class Client {
         std::thread reader(&Client::read, this);
         std::thread writer([this] {
             name_thread("writer");
-            if (wait_until([this] { return greeted_; })) write();
+            Lock lock(mutex_);
+            if (wait_until(lock, [this] { return greeted_; })) write(lock);
         });
         writer.join();
         reader.join();
@@ -453,42 +389,60 @@ class Client {
    protected:
     // What the forms do in their own ways.
     virtual void show(const Message& message, Entry entry) = 0;
-    virtual void refresh() = 0;  // lines have been shown, or a question came: time to let the person see it
-    virtual void write() = 0;    // the writer: locks; blocks until the chat is over
-    virtual void print_end() {   // both threads have ended: tells why the chat has
+    virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
+    virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
+    virtual void print_end() {           // both threads have ended: tells why the chat has
+        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
-    virtual bool output_works() const { return true; }  // false: nobody can see what is shown
 
-    // The writer: waits until something holds; false if the chat is over before. Locks.
+    // The writer: waits until something holds; false if the chat is over before.
     template <typename Condition>
-    bool wait_until(Condition holds) {
-        Lock lock(mutex_);
+    bool wait_until(Lock& lock, Condition holds) {
         changed_.wait(lock, [&] { return ended_ || holds(); });
         return !ended_;
     }
 
-    // The writer: queues a line that the person has entered, for flush(). False: not now, and it is not queued.
+    // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
-        if (question_ == Question::none && !logged_in_) return false;
-        if (question_ >= Question::password && !accept_password(text)) return true;
-        if (question_ == Question::none) quitting_ = is_quit(text);
-        question_ = Question::none;
-        (outgoing_ += text) += '\n';
+        if (name_.empty() || waiting_.size() >= max_waiting) return false;
+        const bool empty = trim(clean(text)).empty();  // the server would not answer that
+        if (!empty) waiting_.push_back({text, heading(), destination(text)});
+        send_next();
         return true;
     }
 
-    // The writer: sends what was submitted; without MSG_DONTWAIT in `flags` it blocks while the server takes nothing.
-    // Returns the connection if it has not taken all. Locks, but not while it sends.
-    std::shared_ptr<Connection> flush(int flags) {
-        Lock lock(mutex_);
-        const std::shared_ptr<Connection> server = server_;
-        const std::string text = std::exchange(outgoing_, "");
-        lock.unlock();
-        const std::size_t sent = server->send_text(text, flags);
-        lock.lock();
-        if (server == server_) outgoing_.insert(0, text, sent);
-        return sent == text.size() ? nullptr : server;
+    // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
+    std::string heading() const {
+        const auto last =
+            std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
+        return last == waiting_.rend() ? room_ : last->leads_to;
+    }
+
+    // Returns how many of the person's lines are not answered yet.
+    long lines_waiting() const {
+        return std::count_if(waiting_.begin(), waiting_.end(), [](const auto& line) { return !line.room.empty(); });
+    }
+
+    // Returns whether the server may ask something next: it has had an answer, or /password.
+    bool may_be_asked() const { return answered_ != Question::none || heading() == "?"; }
+
+    // Returns whether the connection has broken, and we are not in again.
+    bool returning() const { return !logged_in_ && !name_.empty(); }
+
+    // Returns whether the server has answered all that it was sent, and waits for the next line.
+    bool is_idle() const { return logged_in_ && waiting_.empty() && open_question() == 0 && !may_be_asked(); }
+
+    // Returns the number of the question that is open; 0 if none is.
+    unsigned open_question() const { return question_ == Question::none ? 0 : question_number_; }
+
+    // The writer: sends the answer to the question that is open.
+    void answer(const std::string& text) {
+        const Question question = question_;
+        if (question >= Question::password && !accept_password(text)) return;
+        set_question(Question::none);
+        answered_ = text.empty() ? Question::new_password : question;  // after an empty one nothing more may be asked
+        server_->send_line(text);
     }
 
     static bool is_quit(std::string_view line) {
@@ -497,14 +451,15 @@ class Client {
 
     // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
     void quit() {
-        if (question_ == Question::none && submit("/quit")) return;
         exit_status_ = 0;
-        end_chat();
+        const bool is_command = logged_in_ && open_question() == 0 && !may_be_asked();
+        if (!is_command || std::exchange(quitting_, true)) return end_chat();
+        server_->send_line("/quit");
     }
 
-    // Any thread: ends the chat from our side. error: what to tell, if that is not as the person wishes.
+    // Any thread: ends the chat. error: what to tell, if neither the person wishes it nor the server has said why.
     void end_chat(const std::string& error = "") {
-        if (!error.empty()) error_ = error;
+        if (!error.empty()) error_ = error, exit_status_ = 1;
         quitting_ = ended_ = true;
         changed_.notify_all();
         stop_.set();
@@ -525,22 +480,17 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what wait_until() and reconnect() wait for
     Question question_ = Question::none;
-    bool logged_in_ = false;                      // the login is complete, and the connection stands
-    bool ended_ = false;                          // the chat is over
-    std::string error_;                           // why it is, if the server has not said
-    std::string server_reason_;                   // what the server has said
-    std::string trouble_;                         // what is wrong with the connection now
-    std::string name_;                            // ours, as the server has it
-    std::string room_ = "public";                 // where we are
-    std::string code_ = "-";                      // of that room
-    std::string owner_;                           // of that room
-    std::map<std::string, std::string> members_;  // of that room: folded name to name
-    std::deque<std::string> speakers_;            // the latest comes first
-    std::vector<ListedRoom> rooms_;               // as listed last
+    std::deque<OwnLine> waiting_;  // not answered yet
+    bool logged_in_ = false;       // we are in a room; false again when the connection breaks
+    bool ended_ = false;           // the chat is over
+    std::string error_;            // why it is, if the server has not said
+    std::string trouble_;          // what is wrong with the connection now
+    std::string name_;             // ours, as the server has it; empty before the login
+    std::string room_ = "public";  // where we are
+    std::string code_ = "-";       // of that room
 
    private:
-    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
-    static constexpr std::size_t max_speakers = 100;
+    static constexpr std::size_t max_waiting = 10000;
     static constexpr std::chrono::seconds first_delay{1}, max_delay{30};  // before reconnecting
 
     // ---- The reader
@@ -552,8 +502,7 @@ class Client {
             while (handle_lines(server_->receive())) std::this_thread::sleep_for(pace_);
         } while (reconnect());
         const Lock lock(mutex_);
-        if (!server_ended_ && !ended_ && output_works()) error_ = "the connection was lost";
-        end_chat();
+        if (!ended_) end_chat("the connection was lost");
     }
 
     // False: the connection has ended, or what may still come does not matter any more. Locks.
@@ -562,13 +511,14 @@ class Client {
         const Lock lock(mutex_);
         for (const std::string& line : lines) handle_line(line);
         greeted_ = true;
+        send_next();
         refresh();
         changed_.notify_all();
-        return !server_ended_ && output_works();
+        return !ended_;
     }
 
     void handle_line(std::string_view line) {
-        if (server_ended_) return;
+        if (ended_) return;
         const Message message(line);
         show(message, message.entry());
         if (!message.past) update(message);
@@ -577,127 +527,154 @@ class Client {
     // Keeps what we know up to date.
     void update(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
+        if (sent_ && answers(message, waiting_.front())) confirm_line();
         if (word == "NICK") answer_name();
         if (word == "PASS") answer_password();
-        if (word == "NEWPASS") question_ = Question::new_password;
+        if (word == "NEWPASS") set_question(Question::new_password);
+        if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
+        if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
         if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
-        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
-        if (word == "JOIN") add_members(name);
-        if (word == "LEAVE") members_.erase(fold(name));
-        if (word == "OWNER") owner_ = name;
-        if (word == "SAY" || word == "ME") add_speaker(std::string(name));
-        if (word == "ROOMS") begin_list(message.fields[0]);
-        if (word == "LIST") list_room(message);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
 
-    // ---- The login
+    // ---- Our lines
+
+    // Returns the command that a line is, in lower case; empty: it is said.
+    static std::string command_of(std::string_view line) {
+        line = trim(line);
+        const bool is_said = !line.starts_with('/') || line.starts_with("//");
+        return is_said ? "" : fold(take_word(line));
+    }
+
+    static bool speaks(std::string_view line) {
+        static const std::set<std::string> speaking = {"", "/me", "/msg", "/reply"};
+        return speaking.contains(command_of(line));
+    }
+
+    // Returns the room to which a line brings us, as OwnLine::leads_to.
+    static std::string destination(std::string_view line) {
+        const std::string command = command_of(line);
+        const std::string_view behind = trim(trim(line).substr(command.size())),
+                               room = behind.substr(0, behind.find(' '));
+        if (command == "/leave") return "public";
+        if (command == "/password") return "?";  // what is typed ahead may be an answer
+        if (command != "/join" && command != "/create") return "";
+        return valid_name(room) ? std::string(room) : "?";
+    }
+
+    // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
+    bool answers(const Message& message, const OwnLine& line) const {
+        static const std::set<std::string_view> unasked = {"SAY",  "ME",    "MSG",   "BLOCKED",
+                                                           "JOIN", "LEAVE", "OWNER", "LIST"};
+        if (message.word == "ERR") return true;
+        if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
+        if (speaks(line.text)) return message.is_speech() && same_name(message.fields[0], name_);
+        return !unasked.contains(message.word);
+    }
+
+    void confirm_line() {
+        if (speaks(waiting_.front().text)) last_said_ = waiting_.front().text;
+        waiting_.pop_front();
+        sent_ = false;
+    }
+
+    // Sends the next line, unless the server has yet to answer one, or asks something. Lines for another room than
+    // this are not sent, and that is told.
+    void send_next() {
+        if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
+        const auto is_for = [this](const OwnLine& line) { return line.room.empty() || same_name(line.room, room_); };
+        const auto next = std::find_if(waiting_.begin(), waiting_.end(), is_for);
+        const auto lost = next - waiting_.begin();
+        waiting_.erase(waiting_.begin(), next);
+        if (lost > 0) show_notice("ERR You are in " + room_ + " now: " + unsent(lost));
+        sent_ = !waiting_.empty();
+        if (sent_) server_->send_line(waiting_.front().text);
+    }
+
+    std::string unsent(long count) const {
+        return std::to_string(count) + (count == 1 ? " line was" : " lines were") + " not sent" +
+               (last_said_.empty() ? "." : "; the last one that was: " + last_said_);
+    }
+
+    // ---- The login, and other questions
+
+    void set_question(Question question) {
+        question_ = question;
+        answered_ = Question::none;
+        ++question_number_;
+    }
+
+    // The server has accepted the password that was typed last, or /password is over without a new one.
+    void complete_password() {
+        if (!typed_password_.empty()) password_ = std::exchange(typed_password_, "");
+        set_question(Question::none);
+    }
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
-        if (question_ == Question::new_password && on_terminal()) {
-            question_ = Question::repeated_password;
-            password_ = text;
+        if (question_ == Question::new_password && on_terminal() && !text.empty()) {
+            set_question(Question::repeated_password);
+            typed_password_ = text;
             show_notice("INFO The same once more, please.");
             return false;
         }
-        if (question_ == Question::repeated_password && text != password_) {
-            question_ = Question::new_password;
+        if (question_ == Question::repeated_password && text != typed_password_) {
+            set_question(Question::new_password);
             show_notice("ERR That was not the same. Once again: the new password, please.");
             return false;
         }
-        password_ = text;
+        typed_password_ = text;
         return true;
-    }
-
-    void send_answer(const std::string& text) {
-        if (server_->send_text(text + '\n', MSG_DONTWAIT) <= text.size()) server_->end();  // a login is never that long
     }
 
     void answer_name() {
         if (name_to_send_ && !name_to_send_->empty()) {
-            send_answer(std::exchange(*name_to_send_, ""));
-        } else if (reconnecting_) {  // the server has not yet noticed that we were gone
+            server_->send_line(std::exchange(*name_to_send_, ""));
+        } else if (returning()) {  // the server has not yet noticed that we were gone
             server_->end();
         } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
             end_chat("the server did not take the name");
         } else {
-            question_ = Question::name;
+            set_question(Question::name);
         }
     }
 
     void answer_password() {
-        if (reconnecting_ && !password_to_send_.empty()) return send_answer(std::exchange(password_to_send_, ""));
-        question_ = Question::password;
+        if (!password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
+        set_question(Question::password);
     }
 
     void complete_login(std::string_view name) {
-        name_ = name;
-        logged_in_ = true;
+        complete_password();
+        name_ = valid_name(name) ? name : "";
         delay_ = first_delay;
         trouble_.clear();
-        if (std::exchange(reconnecting_, false) && !same_name(room_, "public")) {
-            send_answer("/join " + room_ + (code_ == "-" ? "" : ' ' + code_));
-        }
     }
-
-    // ---- The room, who is in it, and the other rooms
 
     void enter_room(std::string_view name, std::string_view code) {
+        const bool has_code = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
         room_ = valid_name(name) ? name : "?";
-        code_ = code;
-        owner_.clear();
-        members_.clear();
-    }
-
-    void add_members(std::string_view names) {
-        while (!names.empty()) {
-            const std::string_view name = take_word(names);
-            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
-        }
-    }
-
-    void add_speaker(const std::string& name) {
-        if (!valid_name(name)) return;
-        std::erase(speakers_, name);
-        speakers_.push_front(name);
-        if (speakers_.size() > max_speakers) speakers_.pop_back();
-    }
-
-    void begin_list(std::string_view count) {
-        listing_.clear();
-        left_to_list_ = parse_number(count, 0, LONG_MAX).value_or(0);
-    }
-
-    // The list is shown when it is complete.
-    void list_room(const Message& message) {
-        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
-            const std::time_t created = wire_time(std::string(message.fields[4]));
-            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
-        }
-        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
+        code_ = has_code ? code : "-";
+        logged_in_ = true;
     }
 
     // ---- The end, and reconnecting
 
-    // A client that was silent for too long may not return by itself either: there would be no limit.
+    // A client that was silent for too long may not return by itself either: there would be no limit. But a refusal on
+    // the way back may pass: a server that is full, say.
     void end_by_server(const Message& message) {
-        server_reason_ = message.text;
-        server_ended_ = true;
+        if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
+        end_chat();
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
-        if (name_.empty() || server_ended_ || quitting_ || !on_terminal()) return false;
-        logged_in_ = false;
-        reconnecting_ = true;
-        question_ = Question::none;
+        if (name_.empty() || quitting_ || !on_terminal()) return false;
+        prepare_return();
         for (std::string problem = "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
@@ -712,6 +689,16 @@ class Client {
         return false;
     }
 
+    // After the login we are in public: what goes first is to join the room where we were.
+    void prepare_return() {
+        const std::string join = "/join " + room_ + (code_ == "-" ? "" : ' ' + code_);
+        const bool known = !waiting_.empty() && waiting_.front().text == join;
+        if (valid_name(room_) && room_ != "public" && !known) waiting_.push_front({join, "", room_});
+        logged_in_ = sent_ = false;
+        set_question(Question::none);
+        typed_password_.clear();
+    }
+
     // Returns what went wrong, if anything did. Blocks as open_connection() does. Locks, but not while it blocks.
     std::string connect_again() {
         try {
@@ -720,7 +707,6 @@ class Client {
             server_ = std::move(server);
             name_to_send_ = name_;
             password_to_send_ = password_;
-            outgoing_.clear();
             return "";
         } catch (const std::exception& error) {
             return error.what();
@@ -729,18 +715,18 @@ class Client {
 
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
-    std::string outgoing_;                                 // lines, to be sent by flush()
     bool greeted_ = false;                                 // the server's first line is here
-    bool server_ended_ = false;                            // the server has said REFUSE, BAN or BYE
-    bool quitting_ = false;                                // the person asked for it, or we have ended the chat
+    bool quitting_ = false;                                // the person asked for it, or the chat is over
     int exit_status_ = 1;                                  // what to exit with
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;   // likewise
-    bool reconnecting_ = false;                 // to a chat in which we were before
+    std::string typed_password_;                // not accepted yet
+    unsigned question_number_ = 0;              // another one whenever something is asked, or is not any more
+    Question answered_ = Question::none;        // what the server has got an answer to, and not yet replied
+    bool sent_ = false;                         // the first line that waits is with the server
+    std::string last_said_;                     // of our lines, as far as we know
     std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
-    std::vector<ListedRoom> listing_;           // of an answer that is not complete
-    long left_to_list_ = 0;                     // how many there will be
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -761,43 +747,68 @@ class PlainClient : public Client {
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
+    // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
-        set_terminal(question_ >= Question::password ? typing_hidden : original);
+        if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
+        set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
     }
 
-    bool output_works() const override { return static_cast<bool>(std::cout); }
-
-    void write() override {
-        for (bool more = true; more && wait_until([this] { return logged_in_ || question_ != Question::none; });) {
-            const std::optional<Line> line = keyboard_.read_line(stop_);
-            Lock lock(mutex_);
-            more = line.has_value();
-            if (more) {
-                enter_line(*line);
-            } else if (!ended_) {
-                end_input();
-            }
-            refresh();
+    // The kernel edits a line that is typed: it may have been begun at any time since the last one was read.
+    void write(Lock& lock) override {
+        const auto takes_line = [this] {
+            return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle());
+        };
+        while (wait_until(lock, takes_line)) {
+            begun_for_ = question_;
+            const unsigned number = open_question();
+            const std::string room = heading();
             lock.unlock();
-            flush(0);
+            const std::optional<Line> line = keyboard_.read_line(stop_);
+            lock.lock();
+            if (!line) return ended_ ? void() : end_input();
+            if (terminal_mode == typing_hidden) std::cout << '\n';
+            begun_for_ = Question::none;
+            enter_line(*line, number, room);
+            refresh();
         }
     }
 
-    void enter_line(const Line& line) {
-        if (terminal_mode == typing_hidden) std::cout << std::endl;
+    void enter_line(const Line& line, unsigned number, const std::string& room) {
         if (line.too_long) {
             std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (!submit(line.text)) {
-            show_notice("ERR There is no connection: that line was not sent.");
+        } else if (typed_ && number != open_question()) {
+            show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
+        } else if (open_question() != 0) {
+            answer(line.text);
+        } else if (is_quit(line.text)) {
+            quit();
+        } else {
+            say(line.text, typed_ ? room : heading());
+        }
+    }
+
+    void say(const std::string& text, const std::string& room) {
+        const std::string line = text.empty() ? held_ : text;
+        held_.clear();
+        if (!same_name(room, heading())) {
+            held_ = line;
+            show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
+        } else if (!submit(line)) {
+            show_notice("ERR Too much waits already: that line was not sent.");
+        } else if (returning() && !line.empty()) {
+            show_notice("INFO That line waits until the connection is back.");
         }
     }
 
     void end_input() {
-        if (logged_in_) return quit();
+        if (!name_.empty()) return quit();
         end_chat("the input ended before the login was complete");
     }
 
+    const bool typed_ = isatty(STDIN_FILENO) != 0;
+    Question begun_for_ = Question::none;  // the line that is typed now
+    std::string held_;                     // a line that was begun in another room
     Keyboard& keyboard_;
 };
 
@@ -806,7 +817,114 @@ class PlainClient : public Client {
 // =========================================================================================================
 
 // ---------------------------------------------------------------------------------------------------------
-// 6. The width of text
+// 6. The terminal's modes, and signals
+//
+// What signal handlers need is global, and what they call is async-signal-safe.
+
+termios original_settings;                           // of the terminal, when its mode was first changed
+std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
+std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
+std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
+static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<const Wakeup*>::is_always_lock_free);
+
+// The window's title is saved; the other screen, no wrapping, reports of mouse, focus and pastes. And all of it undone.
+constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
+constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
+
+// Any thread, and signal handlers. Blocks until the terminal has taken the bytes, or is gone; but no longer than half a
+// second, if it is not to be patient.
+void write_to_terminal(std::string_view bytes, bool patient) {
+    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
+    for (int tries = 0; !bytes.empty() && (patient || tries < 5);) {
+        const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
+        if (written < 0 && errno != EINTR && errno != EAGAIN) break;
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};
+        if (written < 0) poll(&output, 1, 100), ++tries;
+        bytes.remove_prefix(written < 0 ? 0 : static_cast<std::size_t>(written));
+    }
+    if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags);
+}
+
+// See section 1.
+void set_terminal(TerminalMode mode) {
+    if (mode == terminal_mode) return;
+    if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
+    termios wanted = original_settings;
+    if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    if (mode == whole_screen) {  // keys come one by one and as they are: Ctrl-C in a paste is none
+        wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
+        wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
+    }
+    if (terminal_mode == whole_screen) write_to_terminal(close_screen, false);
+    terminal_mode = mode;
+    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
+    if (mode == whole_screen) write_to_terminal(open_screen, false);
+}
+
+// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
+}
+
+void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
+
+// Whatever ends us, the terminal is as it was; then the signal does what it always does.
+void end_by_signal(int number) {
+    const int saved = errno;
+    set_terminal(original);
+    if (helper_pid > 0) kill(helper_pid, SIGTERM);
+    raise(number);
+    errno = saved;
+}
+
+void wake_writer() {
+    const Wakeup* writer = screen_signal;
+    if (writer != nullptr) writer->set();
+}
+
+// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
+void stop_by_signal(int number) {
+    const int saved = errno;
+    const TerminalMode mode = terminal_mode;
+    set_terminal(original);
+    catch_signal(number, SIG_DFL);
+    sigset_t stop{};
+    sigemptyset(&stop);
+    sigaddset(&stop, number);
+    pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
+    raise(number);                                 // here it stops
+    catch_signal(number, stop_by_signal, SA_NODEFER);
+    if (mode == whole_screen) {
+        reopen_screen = true;
+    } else if (in_foreground()) {
+        set_terminal(mode);
+    }
+    wake_writer();
+    errno = saved;
+}
+
+// Decides what each signal does: nearly all would end us. For main(), before any thread is started.
+void handle_signals() {
+    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
+    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
+    for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
+#ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
+    for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);
+#endif
+    for (const int number : {SIGWINCH, SIGCONT}) catch_signal(number, [](int) { wake_writer(); });
+    catch_signal(SIGTSTP, stop_by_signal, SA_NODEFER);
+    catch_signal(SIGPIPE, SIG_IGN);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. The width of text
 //
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
 // two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
@@ -883,7 +1001,7 @@ std::string padded(std::string_view text, int columns) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 7. Keys, and the line that is typed
+// 8. Keys, and the line that is typed
 //
 // A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
@@ -891,9 +1009,10 @@ std::string padded(std::string_view text, int columns) {
 
 // clang-format off
 enum class Key {
-    text, paste, enter, escape, tab, backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    text, paste, too_large_paste, enter, escape, tab, interrupt, suspend, abort, redraw, info, rooms,
+    backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
-    click, focus_in, focus_out, redraw, info, rooms, unknown
+    click, focus_in, focus_out, unknown
 };
 // clang-format on
 
@@ -903,20 +1022,20 @@ struct Typed {
     int row = 0, column = 0;  // of a click
 };
 
+// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
 // clang-format off
-constexpr std::pair<std::string_view, Key> sequences[] = {
-    {"\x01", Key::home},  {"\x02", Key::left},     {"\x04", Key::erase_or_quit}, {"\x05", Key::end},
-    {"\x06", Key::right}, {"\x07", Key::info},     {"\x08", Key::backspace},     {"\t", Key::tab},
-    {"\n", Key::enter},   {"\x0B", Key::kill_after}, {"\x0C", Key::redraw},      {"\r", Key::enter},
-    {"\x0E", Key::down},  {"\x10", Key::up},       {"\x12", Key::rooms},         {"\x15", Key::kill_before},
-    {"\x17", Key::kill_word}, {"\x7F", Key::backspace}, {"\33", Key::escape},    {"\33\x7F", Key::kill_word},
-    {"\33b", Key::word_left}, {"\33f", Key::word_right}, {"\33OP", Key::info},    {"\33OQ", Key::rooms},
-    {"\33[A", Key::up},   {"\33[B", Key::down},    {"\33[C", Key::right},        {"\33[D", Key::left},
-    {"\33[H", Key::home}, {"\33[F", Key::end},     {"\33OA", Key::up},           {"\33OB", Key::down},
-    {"\33OC", Key::right}, {"\33OD", Key::left},   {"\33OH", Key::home},         {"\33OF", Key::end},
-    {"\33[1~", Key::home}, {"\33[3~", Key::erase}, {"\33[4~", Key::end},         {"\33[5~", Key::page_up},
-    {"\33[6~", Key::page_down}, {"\33[7~", Key::home}, {"\33[8~", Key::end},     {"\33[11~", Key::info},
-    {"\33[12~", Key::rooms}, {"\33[I", Key::focus_in}, {"\33[O", Key::focus_out},
+const std::map<std::string_view, Key> sequences = {
+    {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
+    {"\t", Key::tab},         {"\n", Key::enter},       {"\x0B", Key::kill_after},    {"\x0C", Key::redraw},
+    {"\r", Key::enter},       {"\x0E", Key::down},      {"\x10", Key::up},            {"\x12", Key::rooms},
+    {"\x15", Key::kill_before}, {"\x17", Key::kill_word}, {"\x1A", Key::suspend},     {"\x1C", Key::abort},
+    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left},
+    {"\33f", Key::word_right}, {"\33[A", Key::up},      {"\33[B", Key::down},         {"\33[C", Key::right},
+    {"\33[D", Key::left},     {"\33[H", Key::home},     {"\33[F", Key::end},          {"\33[I", Key::focus_in},
+    {"\33[O", Key::focus_out}, {"\33[P", Key::info},    {"\33[Q", Key::rooms},        {"\33[1~", Key::home},
+    {"\33[3~", Key::erase},   {"\33[4~", Key::end},     {"\33[5~", Key::page_up},     {"\33[6~", Key::page_down},
+    {"\33[7~", Key::home},    {"\33[8~", Key::end},     {"\33[11~", Key::info},       {"\33[12~", Key::rooms},
     {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
@@ -926,23 +1045,28 @@ class Keys {
    public:
     void add(std::string_view bytes) { bytes_ += bytes; }
 
-    // A key whose other bytes may be on their way: if they do not come soon, it was Escape, or half a character.
-    bool unfinished() const { return !bytes_.empty(); }
+    // What was read too much: it comes next again.
+    void put_back(const std::string& text) { bytes_.insert(0, text); }
+
+    // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
+    // Escape, half a character, or a paste or an answer of the terminal that does not end.
+    int patience() const { return bytes_.empty() ? -1 : ends_late() ? 1000 : 50; }
 
     // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
         if (bytes_.empty()) return std::nullopt;
-        if (bytes_.starts_with(paste_begins)) return pasted();
-        const std::size_t length = key_length();
+        if (bytes_.starts_with(paste_begins)) return pasted(all);
+        std::size_t length = key_length();
         if (length == 0 && !all) return std::nullopt;
-        const std::string bytes = bytes_.substr(0, std::max<std::size_t>(length, 1));
-        bytes_.erase(0, bytes.size());
+        if (length == 0) length = bytes_[0] == '\33' ? bytes_.size() : 1;
+        const std::string bytes = bytes_.substr(0, length);
+        bytes_.erase(0, length);
         return decoded(bytes);
     }
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t max_sequence = 32, max_paste = 1024UL * 1024;  // bytes
+    static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
     // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
     std::size_t key_length() const {
@@ -959,46 +1083,64 @@ class Keys {
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
-    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; what the terminal answers to a program that asked
+    // it, ESC ] or ESC P and the like, up to BEL or ESC \; or ESC and a character. A control character ends them all.
     std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
-        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
-        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
-        for (std::size_t i = 2; i < bytes_.size(); ++i) {
-            if (bytes_[i] >= '@' || i > max_sequence) return i + 1;
-        }
-        return 0;
+        const char kind = bytes_[1];
+        if (kind == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (kind != '[' && !is_answer()) return kind == '\33' ? 1 : 2;
+        std::size_t end = 2;
+        while (end < bytes_.size() && (kind == '[' ? is_parameter(bytes_[end]) : !is_control(bytes_[end]))) ++end;
+        if (end == bytes_.size()) return end > max_sequence ? end : 0;
+        if (kind == '[') return end + (is_control(bytes_[end]) ? 0 : 1);
+        if (bytes_[end] != '\33') return end + (bytes_[end] == '\a' ? 1 : 0);
+        if (end + 1 == bytes_.size()) return 0;
+        return end + (bytes_[end + 1] == '\\' ? 2 : 0);
     }
 
-    static Typed decoded(const std::string& bytes) {
+    static bool is_parameter(char c) { return c >= ' ' && c < '@'; }
+
+    bool is_answer() const {
+        return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
+    }
+
+    bool ends_late() const { return bytes_.starts_with(paste_begins) || (bytes_.size() > 2 && is_answer()); }
+
+    static Typed decoded(std::string bytes) {
         if (!is_control(bytes[0])) return {Key::text, bytes};
         if (bytes.starts_with("\33[<")) return mouse(bytes);
-        const auto* found = std::find_if(std::begin(sequences), std::end(sequences),
-                                         [&](const auto& sequence) { return sequence.first == bytes; });
-        return {found == std::end(sequences) ? Key::unknown : found->second};
+        if (bytes.starts_with("\33O")) bytes[1] = '[';
+        const auto found = sequences.find(bytes);
+        return {found == sequences.end() ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
     static Typed mouse(const std::string& bytes) {
         int button = -1, column = 0, row = 0;
         char what = '\0';
-        if (sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what) != 4 || what != 'M') return {};
-        const Key key = button == 0    ? Key::click
-                        : button == 64 ? Key::wheel_up
-                        : button == 65 ? Key::wheel_down
-                                       : Key::unknown;
-        return {key, "", row - 1, column - 1};
+        sscanf(bytes.c_str(), "\33[<%4d;%4d;%4d%c", &button, &column, &row, &what);
+        if (what != 'M') return {};
+        if (button == 0) return {Key::click, "", row - 1, column - 1};
+        return {button == 64 ? Key::wheel_up : button == 65 ? Key::wheel_down : Key::unknown};
     }
 
-    std::optional<Typed> pasted() {
+    // Of a paste that is too large only its beginning and its end, or half of that, are kept.
+    std::optional<Typed> pasted(bool all) {
+        constexpr std::size_t begin = paste_begins.size();
         const std::size_t end = bytes_.find(paste_ends);
-        if (end == std::string::npos && bytes_.size() < max_paste) return std::nullopt;
-        const std::string text = bytes_.substr(paste_begins.size(), end - paste_begins.size());
+        if (end == std::string::npos && bytes_.size() > max_paste) {
+            bytes_.erase(begin, bytes_.size() - begin - paste_ends.size());
+            too_large_ = true;
+        }
+        if (end == std::string::npos && !all) return std::nullopt;
+        const std::string text = bytes_.substr(begin, end - begin);
         bytes_.erase(0, end == std::string::npos ? end : end + paste_ends.size());
-        return Typed{Key::paste, text};
+        return std::exchange(too_large_, false) ? Typed{Key::too_large_paste} : Typed{Key::paste, text};
     }
 
     std::string bytes_;
+    bool too_large_ = false;  // the paste that has begun
 };
 
 class Editor {
@@ -1006,20 +1148,16 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Inserts text at the cursor; false, and nothing, if the line would become longer than a line may be.
-    bool insert(std::string_view bytes) {
+    // Replaces what stands from `from` to `to`; false, and nothing, if the line would become longer than a line may be.
+    bool replace(std::size_t from, std::size_t to, std::string_view bytes) {
         const std::string cleaned = clean(bytes);
-        if (text_.size() + cleaned.size() > max_line) return false;
-        text_.insert(cursor_, cleaned);
-        move_to(cursor_ + cleaned.size());
+        if (text_.size() - (to - from) + cleaned.size() > max_line) return false;
+        text_.replace(from, to - from, cleaned);
+        move_to(from + cleaned.size());
         return true;
     }
-
-    // Replaces what stands between `from` and the cursor.
-    void replace_from(std::size_t from, std::string_view bytes) {
-        erase(from, cursor_);
-        insert(bytes);
-    }
+    bool insert(std::string_view bytes) { return replace(cursor_, cursor_, bytes); }
+    bool replace_from(std::size_t from, std::string_view bytes) { return replace(from, cursor_, bytes); }
 
     // Returns the line that was typed, and leaves an empty one.
     std::string take_text() {
@@ -1068,10 +1206,7 @@ class Editor {
     // What was typed or erased may have joined two graphemes.
     void move_to(std::size_t at) { cursor_ = boundary(at); }
 
-    void erase(std::size_t from, std::size_t to) {
-        text_.erase(from, to - from);
-        move_to(from);
-    }
+    void erase(std::size_t from, std::size_t to) { replace(from, to, ""); }
 
     std::size_t left() const {
         std::size_t before = 0;
@@ -1095,7 +1230,7 @@ class Editor {
 
     // Shows a line of the history; behind the last one is what was being typed.
     void recall(std::size_t which) {
-        if (which > history_.size()) return;  // also before the first
+        if (which > history_.size()) return;  // before the first, too
         if (recalled_ == history_.size()) draft_ = text_;
         recalled_ = which;
         text_ = which == history_.size() ? draft_ : history_[which];
@@ -1110,17 +1245,13 @@ class Editor {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. The canvas, and the display
+// 9. The canvas, and the display
 //
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
 
-struct Look {
-    const char *color, *without;  // for ESC [ m
-};
-
-// In the order of Style; the last ones are for names.
-constexpr Look looks[] = {
+// What ESC [ m takes, with colours and without, in the order of Style; the last ones are for names.
+constexpr std::pair<std::string_view, std::string_view> looks[] = {
     {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
     {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
@@ -1128,9 +1259,8 @@ constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(
 
 // The same name always has the same colour.
 Style style_of_name(std::string_view name) {
-    std::size_t sum = 0;
-    for (const char c : fold(name)) sum = sum * 31 + static_cast<unsigned char>(c);
-    return static_cast<Style>(static_cast<std::size_t>(Style::names) + sum % name_styles);
+    const std::size_t which = std::hash<std::string>()(fold(name)) % name_styles;
+    return static_cast<Style>(static_cast<std::size_t>(Style::names) + which);
 }
 
 struct Cell {
@@ -1139,16 +1269,17 @@ struct Cell {
     bool operator==(const Cell&) const = default;
 };
 
+struct Piece {
+    std::string text;
+    Style style;
+};
+using Row = std::vector<Piece>;
+
 struct Canvas {
     Canvas(int all_rows, int all_columns)
-        : rows(all_rows),
-          columns(all_columns),
-          cells(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+        : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
 
-    Cell& at(int row, int column) {
-        return cells[static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
-                     static_cast<std::size_t>(column)];
-    }
+    Cell& at(int row, int column) { return cells.at(static_cast<std::size_t>(row * columns + column)); }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
@@ -1166,6 +1297,10 @@ struct Canvas {
         return column;
     }
 
+    void put(int row, int column, const Row& pieces, int to = INT_MAX) {
+        for (const Piece& piece : pieces) column = put(row, column, piece.text, piece.style, to);
+    }
+
     // text: one grapheme, of one column.
     void fill(int row, std::string_view text, Style style) {
         for (int column = 0; column < columns; ++column) put(row, column, text, style);
@@ -1180,7 +1315,7 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The terminal may show anything: the next canvas is sent whole.
+    // The next canvas is sent whole.
     void invalidate() { shown_ = Canvas(0, 0); }
 
     // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
@@ -1197,7 +1332,7 @@ class Display {
         const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
         if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
         shown_ = std::move(canvas);
-        write_to_terminal(out_);
+        write_to_terminal(out_, true);
     }
 
    private:
@@ -1220,8 +1355,8 @@ class Display {
     void send(const Cell& cell, int row, int column) {
         if (row != row_ || column != column_) move_to(row, column);
         if (cell.style != style_) {
-            const Look& look = looks[static_cast<std::size_t>(cell.style)];
-            const std::string_view codes = colors_ ? look.color : look.without;
+            const auto& [color, without] = looks[static_cast<std::size_t>(cell.style)];
+            const std::string_view codes = colors_ ? color : without;
             ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
             out_ += 'm';
             style_ = cell.style;
@@ -1248,16 +1383,10 @@ class Display {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 9. The scrollback
+// 10. The scrollback
 //
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
-
-struct Piece {
-    std::string text;
-    Style style;
-};
-using Row = std::vector<Piece>;
 
 // Cuts text at words into rows of so many columns: the first one, and those after it.
 std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
@@ -1330,7 +1459,7 @@ class Scrollback {
         if (entries_.empty()) return;
         const auto size = [&](std::size_t number) { return static_cast<long>(rows_of(number, columns).size()); };
         Bottom at = bottom_.value_or(Bottom{last(), 0});
-        at.number = std::max(at.number, first_);
+        if (at.number < first_) at = {first_, 0};
         at.hidden += up;
         for (; at.number > first_ && at.hidden >= size(at.number); --at.number) at.hidden -= size(at.number);
         while (at.number < last() && at.hidden < 0) at.hidden += size(++at.number);
@@ -1384,7 +1513,7 @@ class Scrollback {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 10. The full-screen form
+// 11. The full-screen form
 //
 // Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
 // answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
@@ -1393,30 +1522,25 @@ class Scrollback {
 enum class View { chat, rooms, info };
 
 constexpr std::string_view info_text =
-    R"(This is Chatroom: you talk with everybody who is in the same room of a server. What you type is sent with Enter.
+    R"(This is Chatroom: you talk with everybody who is in the same room. Enter sends what you type.
 
 Keys
-  F1 or Ctrl-G           this page
-  F2 or Ctrl-R           the list of rooms, and how to make one
-  PgUp, PgDn, the wheel  what was said before
-  Up, Down               what you typed before
-  Tab                    completes a command, a name or a room; again: the next one
-  Ctrl-A E B F U K W     to the start, to the end, back, forward; erase to the start, to the end, a word
-  Alt-B, Alt-F           a word back, a word forward
-  Ctrl-L                 redraws the screen
-  Ctrl-Z, Ctrl-C         stops the client until fg; ends it
-  Shift and the mouse    selects text, as elsewhere
+F1 or Ctrl-G          this page
+F2 or Ctrl-R          the rooms, and how to make one
+PgUp, PgDn, wheel     what was said before
+Up, Down              what you typed before
+Tab                   completes a command, a name or a room; again: the next one
+Ctrl-A E B F U K W    to the start, to the end, back, forward; erase to the start, to the end, a word
+Alt-B, Alt-F          a word back, a word forward
+Ctrl-L                redraws the screen
+Ctrl-Z, Ctrl-C        stops the client until fg; ends it
+Shift and the mouse   selects text, as elsewhere
 
-In the list of rooms
-  arrows, Enter          choose a room, and go there; so does a double click
-  c  r  i  x             create a room; list them again; this page; shut the server down with its exit code
+In the list of rooms, the arrows and Enter or a double click go to one; c creates one; x shuts the server down.
 
-Commands
-  /help /who /rooms /time /quote       /help COMMAND explains one
-  /msg NAME TEXT   /reply TEXT         in private
-  /me TEXT   /echo TEXT   /ignore NAME
-  /create ROOM CODE   /join ROOM CODE   /leave
-  /password   /quit   /exit   /shutdown CODE
+/help /who /rooms /time /quote   /help COMMAND explains one
+/msg NAME TEXT   /reply TEXT   /ignore NAME   /me TEXT   /echo TEXT
+/create ROOM CODE   /join ROOM CODE   /leave   /password   /quit   /exit   /shutdown CODE
 The owner of a room: /kick NAME   /close
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
@@ -1432,18 +1556,24 @@ class ScreenClient : public Client {
     }
 
    private:
-    // It stands for a key, or for a room in the list.
-    struct ClickTarget {
-        int row, from, to;  // columns
-        Typed key;
-        std::optional<long> room = {};
+    struct ListedRoom {
+        long number, people;
+        std::string name, creator;
+        std::time_t created;
+        bool needs_code;
     };
 
-    // A question of ours, not the server's.
+    struct ClickTarget {
+        int row, from, to;  // columns
+        std::function<void()> act;
+    };
+
+    // A question: the server's, or one of ours.
     struct Prompt {
         std::string label;
         bool secret;
         std::function<void(const std::string&)> then;
+        Editor editor = {};
     };
 
     // ---- What comes (the reader)
@@ -1452,21 +1582,52 @@ class ScreenClient : public Client {
         const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
-        if (message.word == "ROOM") view_ = View::chat;
-        if (message.word == "PASS" || message.word == "NEWPASS") answer_.take_text();  // it was for another question
+        if (message.word == "ROOM" && std::exchange(moving_, false)) view_ = View::chat;
+        if (message.word == "ERR") moving_ = false;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
+        if (!message.past) note(message);
         if (answers_us || beside) return;
-        if (is_news(message)) announce(message, entry);
+        announce(message, entry);
         scrollback_.add(std::move(entry));
     }
 
-    // Returns whether somebody else says something now.
-    bool is_news(const Message& message) const {
-        const bool speech = message.word == "SAY" || message.word == "ME" || message.word == "MSG";
-        return speech && !message.past && !same_name(message.fields[0], name_);
+    // Keeps what the margin and the list of rooms show up to date.
+    void note(const Message& message) {
+        const std::string_view word = message.word, name = message.fields[0];
+        if (word == "ROOM") owner_.clear(), members_.clear();
+        if (word == "WHO" && same_name(name, room_)) add_members(message.text);
+        if (word == "JOIN") add_members(name);
+        if (word == "LEAVE") members_.erase(fold(name));
+        if (word == "OWNER") owner_ = name;
+        if (word == "LIST") list_room(message);
+        if (word == "ROOMS") {
+            listing_.clear();
+            left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
+        }
+        if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text;
     }
 
+    void add_members(std::string_view names) {
+        while (!names.empty()) {
+            const std::string_view name = take_word(names);
+            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
+        }
+    }
+
+    // The list is shown when it is complete.
+    void list_room(const Message& message) {
+        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
+        const std::string name(message.fields[1]), creator(message.fields[3]);
+        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
+            const std::time_t created = wire_time(std::string(message.fields[4]));
+            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        }
+        if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
+    }
+
+    // Draws attention to what somebody else says now.
     void announce(const Message& message, Entry& entry) {
+        if (!message.is_speech() || message.past || same_name(message.fields[0], name_)) return;
         const bool whisper = message.word == "MSG";
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
@@ -1496,45 +1657,52 @@ class ScreenClient : public Client {
     bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
-        if (terminal_mode == whole_screen) draw();
+        if (terminal_mode == whole_screen && in_foreground()) draw();
     }
 
     // ---- What is typed (the writer)
 
-    // Locks.
-    void write() override {
-        Lock lock(mutex_);
-        set_terminal(whole_screen);
+    void write(Lock& lock) override {
         while (!ended_) {
-            draw();
-            const int limit = keys_.unfinished() ? escape_wait : view_ == View::rooms ? refresh_wait : -1;
+            const bool ours = in_foreground();
+            if (ours && reopen_screen.exchange(false)) {
+                set_terminal(whole_screen);
+                invalidate();
+            }
+            refresh();
+            const int limit = !ours                   ? 1000
+                              : keys_.patience() >= 0 ? keys_.patience()
+                              : view_ == View::rooms  ? refresh_wait
+                                                      : -1;
             lock.unlock();
-            const bool timeout = !wait(limit, flush(MSG_DONTWAIT));
+            const bool timeout = !wait(limit, ours);
             lock.lock();
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
     }
 
-    // Waits for keys, a signal, room to send in, or the end of the chat. False: the time is over. Locks.
-    bool wait(int limit, const std::shared_ptr<Connection>& full) {
-        std::array<pollfd, 4> polled{{{STDIN_FILENO, POLLIN, 0},
-                                      {signal_.fd(), POLLIN, 0},
-                                      {stop_.fd(), POLLIN, 0},
-                                      {full ? full->fd() : -1, POLLOUT, 0}}};
+    // The terminal may show anything: all is sent again.
+    void invalidate() {
+        display_.invalidate();
+        title_.clear();
+    }
+
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
+    // Locks.
+    bool wait(int limit, bool ours) {
+        std::array<pollfd, 3> polled{
+            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
         const int ready = poll_any(polled, limit);
         if (ready <= 0) return ready < 0;
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
         const Lock lock(mutex_);
-        if (polled[1].revents != 0) handle_screen_signal();
+        if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
+            signal_.clear();
+            invalidate();
+        }
         if (gone) end_chat("the terminal is gone");
         return true;
-    }
-
-    // After a signal the terminal may have another size, or have been somebody else's for a while.
-    void handle_screen_signal() {
-        signal_.clear();
-        display_.invalidate();
     }
 
     void press(const Typed& typed) {
@@ -1542,7 +1710,10 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return display_.invalidate();
+            case Key::redraw: return invalidate();
+            case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
+            case Key::suspend: kill(0, SIGTSTP); return;
+            case Key::abort: kill(0, SIGQUIT); return;
             case Key::click: return click(typed);
             case Key::rooms: return open(View::rooms);
             case Key::info: return open(View::info);
@@ -1550,7 +1721,7 @@ class ScreenClient : public Client {
         }
         status_.clear();
         if (typed.key != Key::tab) candidates_.clear();
-        if (is_asked()) return press_in_line(typed, answer_);
+        if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
         switch (view_) {
             case View::chat: return press_in_line(typed, line_);
             case View::rooms: return press_in_rooms(typed);
@@ -1562,11 +1733,12 @@ class ScreenClient : public Client {
         const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
             return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
         });
-        if (hit == targets_.end()) return;
-        if (!hit->room) return press(Typed(hit->key));
+        if (hit != targets_.end()) hit->act();
+    }
+
+    void click_room(long number) {
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = chosen_ == *hit->room && since < double_click;
-        chosen_ = *hit->room;
+        const bool twice = std::exchange(chosen_, number) == number && since < double_click;
         if (twice) join();
     }
 
@@ -1593,17 +1765,39 @@ class ScreenClient : public Client {
 
     // ---- The chat, and the line
 
-    bool is_asked() const { return question_ != Question::none || prompt_; }
+    // Returns the question that has the keyboard, if any. What was begun keeps it until Enter or Esc (promise 7).
+    Prompt* prompt() {
+        if (prompt_) return &*prompt_;
+        if (answer_ && !answer_->editor.text().empty()) return &*answer_;
+        if (view_ == View::chat && !line_.text().empty()) return nullptr;
+        if (open_question() == 0) answer_.reset();
+        if (open_question() != 0 && (!answer_ || answer_number_ != open_question())) ask_for_server();
+        return answer_ ? &*answer_ : nullptr;
+    }
+
+    // An answer that comes when nobody asks any more, or asks something else, becomes nothing.
+    void ask_for_server() {
+        static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
+        answer_number_ = open_question();
+        answer_ = Prompt{labels[static_cast<std::size_t>(question_)], question_ >= Question::password,
+                         [this, number = open_question()](const std::string& text) {
+                             if (number == open_question()) return answer(text);
+                             status_ = "That was not sent: the question is over.";
+                         }};
+    }
 
     void press_in_line(const Typed& typed, Editor& editor) {
+        const bool in_chat = &editor == &line_;
+        if (in_chat && line_.text().empty()) begun_in_ = heading();
         switch (typed.key) {
             case Key::text:
                 if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
                 return;
             case Key::paste: return paste(typed.text, editor);
+            case Key::too_large_paste: status_ = "That is too large to be pasted, and was left out."; return;
             case Key::enter: return enter();
-            case Key::escape: prompt_.reset(); return;
-            case Key::tab: return complete();
+            case Key::escape: return leave_line();
+            case Key::tab: return in_chat ? complete() : void();
             case Key::page_up:
             case Key::page_down:
             case Key::wheel_up:
@@ -1615,22 +1809,34 @@ class ScreenClient : public Client {
     }
 
     void enter() {
-        if (question_ != Question::none) {
-            submit(answer_.take_text());
-        } else if (prompt_) {
-            const Prompt prompt = *std::exchange(prompt_, std::nullopt);
-            prompt.then(answer_.take_text());
-        } else {
-            say(line_.text());
+        if (prompt() == nullptr) return say();
+        std::optional<Prompt>& asked = prompt_ ? prompt_ : answer_;
+        Prompt done = *std::exchange(asked, std::nullopt);
+        done.then(done.editor.take_text());
+    }
+
+    // Esc gives the keyboard to what waits for it.
+    void leave_line() {
+        if (prompt_) {
+            prompt_.reset();
+        } else if (answer_) {
+            answer_.reset();
+        } else if (question_ != Question::none && !line_.text().empty()) {
+            line_.remember(line_.take_text());
         }
     }
 
-    void say(const std::string& text) {
-        const std::string command(trim(text));
+    void say() {
+        const std::string text = line_.text();
+        const std::string_view command = trim(text);
         if (command.empty()) return;
         if (is_quit(command)) return quit();
         if (same_name(command, "/rooms")) {
             open(View::rooms);
+        } else if (!same_name(begun_in_, heading())) {
+            status_ = "You are in " + heading() + " now, no longer in " + begun_in_ + ": Enter says it here.";
+            begun_in_ = heading();
+            return;
         } else if (!submit(text)) {
             status_ = "That cannot be sent now: the line stays here.";
             return;
@@ -1643,19 +1849,22 @@ class ScreenClient : public Client {
     // What is pasted in one line is as if it were typed; several lines are sent as they are, if that was meant.
     void paste(std::string text, Editor& editor) {
         std::replace(text.begin(), text.end(), '\r', '\n');
-        LineBuffer buffer(max_line);
-        buffer.add(text);
+        std::istringstream stream(text);
         std::vector<std::string> lines;
-        for (std::optional<Line> line; (line = buffer.next()) || (line = buffer.last());) {
-            if (line->too_long) status_ = "A line of it is too long, and was left out.";
-            if (!line->text.empty()) lines.push_back(clean(line->text));
+        for (std::string line; std::getline(stream, line);) {
+            line = clean(line);
+            if (line.size() > max_line) status_ = "A line of it is too long, and was left out.";
+            if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
-        if (lines.size() > 1 && !is_asked()) {
-            const std::string question = "Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ";
-            prompt_ = Prompt{question, false, [this, lines](const std::string& answer) {
-                                 if (!answer.empty() && answer != "y") return;
-                                 for (const std::string& line : lines) submit(line);
-                             }};
+        if (lines.size() > 1 && &editor == &line_) {
+            ask("Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ", false,
+                [this, lines, room = heading()](const std::string& no) {
+                    if (!no.empty() && no != "y") return;
+                    const bool all =
+                        same_name(room, heading()) &&
+                        std::all_of(lines.begin(), lines.end(), [&](const std::string& line) { return submit(line); });
+                    if (!all) status_ = "Not all of that was sent: it was for " + room + ", or too much.";
+                });
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
         }
@@ -1669,7 +1878,7 @@ class ScreenClient : public Client {
         candidate_ = (candidate_ + 1) % candidates_.size();
     }
 
-    // Finds what the last word of a text may become, the likeliest first, with what comes behind it.
+    // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
         candidate_ = 0;
@@ -1682,9 +1891,6 @@ class ScreenClient : public Client {
         } else if (fold(before).starts_with("/join ")) {
             for (const ListedRoom& room : rooms_) add_candidate(before, room.name, " ");
         } else {
-            for (const std::string& name : speakers_) {
-                if (members_.contains(fold(name)) && name != name_) add_candidate(before, name, behind);
-            }
             for (const auto& [key, name] : members_) {
                 if (name != name_) add_candidate(before, name, behind);
             }
@@ -1701,7 +1907,7 @@ class ScreenClient : public Client {
     // ---- The list of rooms, and the page of help
 
     void list_rooms() {
-        if (question_ == Question::none) submit("/rooms");
+        if (is_idle()) submit("/rooms");
     }
 
     // Returns where the chosen room stands in the list; at its start, if it is not there.
@@ -1718,24 +1924,18 @@ class ScreenClient : public Client {
     }
 
     void press_in_rooms(const Typed& typed) {
-        switch (typed.key) {
-            case Key::enter: return join();
-            case Key::escape: view_ = View::chat; return;
-            case Key::text: break;
-            default: return choose(rows_down(typed.key));
-        }
+        if (typed.key == Key::enter) return join();
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (typed.key != Key::text) return choose(rows_down(typed.key));
         press_button(typed.text[0]);
-        if (typed.text.size() > 1) press({Key::text, typed.text.substr(1)});  // it came with what was typed next
+        keys_.put_back(typed.text.substr(1));  // it came with what was typed next
     }
 
     void press_button(char letter) {
-        switch (letter) {
-            case 'c': return create();
-            case 'r': return list_rooms();
-            case 'i': return open(View::info);
-            case 'x': return shut_down();
-            default: return;
-        }
+        if (letter == 'c') create();
+        if (letter == 'r') list_rooms();
+        if (letter == 'i') open(View::info);
+        if (letter == 'x') shut_down();
     }
 
     void join() {
@@ -1746,17 +1946,23 @@ class ScreenClient : public Client {
             view_ = View::chat;
         } else if (room.needs_code && !same_name(name_, "admin")) {
             ask("The code of " + room.name + ": ", true,
-                [this, command](const std::string& code) { submit(command + ' ' + code); });
+                [this, command](const std::string& code) { move(command + ' ' + code); });
         } else {
-            submit(command);
+            move(command);
         }
+    }
+
+    // When it has been done the chat is shown.
+    void move(const std::string& command) {
+        moving_ = submit(command);
+        if (!moving_) status_ = "That cannot be done now.";
     }
 
     void create() {
         ask("The new room's name: ", false, [this](const std::string& name) {
             if (name.empty()) return;
             ask("A code of five digits, or nothing: ", false,
-                [this, name](const std::string& code) { submit("/create " + name + ' ' + code); });
+                [this, name](const std::string& code) { move("/create " + name + ' ' + code); });
         });
     }
 
@@ -1767,7 +1973,6 @@ class ScreenClient : public Client {
     }
 
     void ask(const std::string& label, bool secret, std::function<void(const std::string&)> then) {
-        answer_.take_text();
         prompt_ = Prompt{label, secret, std::move(then)};
     }
 
@@ -1809,7 +2014,7 @@ class ScreenClient : public Client {
     // Paints something that can be clicked; returns the column behind it.
     int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
         const int end = canvas.put(row, column, label, Style::button);
-        targets_.push_back({row, column, end, key});
+        targets_.push_back({row, column, end, [this, key] { press(key); }});
         return end;
     }
 
@@ -1828,12 +2033,10 @@ class ScreenClient : public Client {
     void draw_chat(Canvas& canvas, int top, int bottom) {
         const int margin = canvas.columns >= wide ? 20 : 0;
         columns_ = canvas.columns - margin;
+        if (!scrollback_.follows()) scrollback_.scroll(0, height_, columns_);  // older lines may be gone
         const std::deque<Row> rows = scrollback_.rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
-            int column = 0;
-            for (const Piece& piece : rows[static_cast<std::size_t>(i)]) {
-                column = canvas.put(top + i, column, piece.text, piece.style, columns_);
-            }
+            canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
         }
         if (margin > 0) draw_members(canvas, top, bottom);
     }
@@ -1841,17 +2044,16 @@ class ScreenClient : public Client {
     void draw_members(Canvas& canvas, int top, int bottom) {
         auto member = members_.begin();
         for (int row = top; row < bottom; ++row) {
-            int column = canvas.put(row, columns_, "│ ", Style::faint);
+            Row pieces = {{"│ ", Style::faint}};
             const auto left = std::distance(member, members_.end());
-            if (left == 0) continue;
             if (row == bottom - 1 && left > 1) {
-                canvas.put(row, column, "and " + std::to_string(left) + " more", Style::faint);
-                continue;
+                pieces.push_back({"and " + std::to_string(left) + " more", Style::faint});
+            } else if (left > 0) {
+                const std::string& name = (member++)->second;
+                const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
+                pieces.insert(pieces.end(), {{name, style_of_name(name)}, {mark, Style::faint}});
             }
-            const std::string& name = (member++)->second;
-            column = canvas.put(row, column, name, style_of_name(name));
-            const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
-            canvas.put(row, column, mark, Style::faint);
+            canvas.put(row, columns_, pieces);
         }
     }
 
@@ -1864,14 +2066,13 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row(" No.", "Room", "People", "Code", "Made by", "Made"), Style::faint);
+        canvas.put(row + 1, 0, room_row({" No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
-    static std::string room_row(const std::string& number, const std::string& name, const std::string& people,
-                                const std::string& code, const std::string& creator, const std::string& created) {
-        return padded(number, 6) + padded(name, 13) + padded(people, 8) + padded(code, 9) + padded(creator, 13) +
-               created;
+    static std::string room_row(const std::array<std::string, 6>& cells) {
+        return padded(cells[0], 6) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
+               padded(cells[4], 13) + cells[5];
     }
 
     void draw_room_rows(Canvas& canvas, int top, int bottom) {
@@ -1883,13 +2084,11 @@ class ScreenClient : public Client {
             if (index >= rooms_.size()) return;
             const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            canvas.fill(row, " ", style);
-            canvas.put(row, 0,
-                       room_row(' ' + std::to_string(room.number), room.name, std::to_string(room.people),
-                                room.needs_code ? "CODE" : "NO CODE", room.creator,
-                                local_time(room.created, "%Y-%m-%d %H:%M")),
-                       style);
-            targets_.push_back({row, 0, canvas.columns, {}, room.number});
+            const std::string text = room_row({' ' + std::to_string(room.number), room.name,
+                                               std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
+                                               room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
+            canvas.put(row, 0, padded(text, canvas.columns), style);
+            targets_.push_back({row, 0, canvas.columns, [this, number = room.number] { click_room(number); }});
         }
     }
 
@@ -1912,38 +2111,31 @@ class ScreenClient : public Client {
         canvas.fill(row, "─", Style::faint);
         const bool older = view_ == View::chat && !scrollback_.follows();
         const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
-        const std::string text = !status_.empty() ? status_
-                                 : older          ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
-                                                  : news;
+        const std::string text =
+            !status_.empty()                                       ? status_
+            : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
+            : lines_waiting() > (returning() ? 0 : 1) ? std::to_string(lines_waiting()) + " of your lines wait"
+            : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
+                                                      : news;
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
-    }
-
-    std::string label() const {
-        switch (question_) {
-            case Question::name: return "Your name: ";
-            case Question::password: return "Password: ";
-            case Question::new_password: return "New password: ";
-            case Question::repeated_password: return "Once more: ";
-            case Question::none: break;
-        }
-        return prompt_ ? prompt_->label : "";
     }
 
     // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
-        if (!is_asked() && view_ == View::rooms) {
+        Prompt* asked = prompt();
+        if (asked == nullptr && view_ == View::rooms) {
             canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint);
             return;
         }
-        if (!is_asked() && view_ == View::info) {
+        if (asked == nullptr && view_ == View::info) {
             button(canvas, row, 0, " Esc Back ", {Key::escape});
             return;
         }
-        const Editor& editor = is_asked() ? answer_ : line_;
-        const bool secret = question_ == Question::none ? prompt_ && prompt_->secret : question_ >= Question::password;
-        const int start = canvas.put(row, 0, label(), Style::mark, canvas.columns * 2 / 3);
+        const Editor& editor = asked != nullptr ? asked->editor : line_;
+        const bool secret = asked != nullptr && asked->secret;
+        const int start = asked == nullptr ? 0 : canvas.put(row, 0, asked->label, Style::mark, canvas.columns * 2 / 3);
         const int room = canvas.columns - start;
         const int cursor = columns_of(editor.before_cursor());
         const int step = std::max(room / 2, 1);
@@ -1955,16 +2147,17 @@ class ScreenClient : public Client {
 
     void print_end() override {
         screen_signal = nullptr;
-        std::cout << server_reason_ << (server_reason_.empty() ? "" : "\n") << std::flush;
+        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
         Client::print_end();
     }
 
-    static constexpr int escape_wait = 50, refresh_wait = 3000;  // milliseconds
+    static constexpr int refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_candidates = 100;
-    static constexpr long many = 1000000;  // rows: more than there are
-    static constexpr int wide = 64;        // columns from which on there is a margin
+    static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
+    static constexpr long many = 1000000;             // rows: more than there are
+    static constexpr int wide = 64;                   // columns from which on there is a margin
 
     // Only the writer.
     Keys keys_;
@@ -1975,13 +2168,21 @@ class ScreenClient : public Client {
     Display display_;
     View view_ = View::chat;
     Scrollback scrollback_;
-    Editor line_, answer_;  // what is typed into the chat, and as the answer to a question
-    std::optional<Prompt> prompt_;
-    std::string status_;             // shown until the next key
-    std::string title_;              // of the window, as sent
-    bool focused_ = true;            // of the terminal's window, if it reports that
-    bool entered_just_now_ = false;  // a WHO line belongs to a ROOM line
-    bool bell_ = false;              // is to be rung
+    std::string owner_;                           // of the room
+    std::map<std::string, std::string> members_;  // of the room: folded name to name
+    std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
+    long left_to_list_ = 0;                       // how many there will be
+    std::string last_words_;                      // of the server
+    Editor line_;                                 // what is typed into the chat
+    std::string begun_in_;                        // the room in which it was begun
+    std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
+    unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
+    bool moving_ = false;                         // from the list of rooms to another one
+    std::string status_;                          // shown until the next key
+    std::string title_;                           // of the window, as sent
+    bool focused_ = true;                         // of the terminal's window, if it reports that
+    bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
+    bool bell_ = false;                           // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
@@ -1993,7 +2194,7 @@ class ScreenClient : public Client {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// 11. Finding a server
+// 12. Finding a server
 //
 // A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
 // is a stranger's claim, and is checked, cleaned and bounded.
@@ -2009,16 +2210,17 @@ struct Address {
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
-    Address address{text, std::string(default_port)};
     const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
     const std::size_t colon = text.rfind(':');
-    if (bracket != std::string::npos) {
-        address.host = text.substr(1, bracket - 1);
-        if (bracket + 1 < text.size()) address.port = text.substr(std::min(bracket + 2, text.size()));
-    } else if (colon != std::string::npos && colon == text.find(':')) {
-        address = {text.substr(0, colon), text.substr(colon + 1)};
-    }
-    if (port) address.port = *port;
+    const bool one_colon = colon != std::string::npos && colon == text.find(':');
+    const std::string behind = bracket != std::string::npos ? text.substr(bracket + 1)
+                               : one_colon                  ? text.substr(colon)
+                                                            : "";
+    Address address{text.substr(0, text.size() - behind.size()), port.value_or(std::string(default_port))};
+    if (bracket != std::string::npos) address.host = text.substr(1, bracket - 1);
+    if (address.host.empty()) throw UsageError("the host is missing");
+    if (port && !behind.empty()) throw UsageError("there are two ports");
+    if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
     if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
     return address;
 }
@@ -2152,7 +2354,7 @@ Address choose_server(Keyboard& keyboard) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 12. The helper command
+// 13. The helper command
 //
 // A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
 // other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
@@ -2169,44 +2371,41 @@ class HelperConnection : public Connection {
         std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
         if (poll_any(polled, -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
-        add_messages(lines);
-        if (polled[0].revents == 0 || Connection::receive_into(lines)) return true;
-        read_last_messages();
-        add_messages(lines);
-        return false;
-    }
-
-    void add_messages(std::vector<std::string>& lines) {
+        const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
+        if (!open) read_last_messages();
         while (const std::optional<Line> line = messages_.next()) {
             if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
         }
+        return open;
     }
 
     // A command that has ended may have said why.
     void read_last_messages() {
         if (pid_ == 0) return;
         pollfd polled{errors_.get(), POLLIN, 0};
-        while (errors_ && poll(&polled, 1, 200) > 0 && read_into(messages_, errors_.get())) continue;
+        for (int i = 0; i < 4 && errors_ && poll(&polled, 1, 100) > 0; ++i) {
+            if (!read_into(messages_, errors_.get())) break;
+        }
         const int status = end_helper();
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        } else if (WIFSIGNALED(status)) {
+            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
         }
     }
 
-    // Ends the command, if it has not ended by itself, and returns its status. Blocks for a second at most.
+    // Ends the command, and returns its status if it has ended by itself. Blocks for about a second at most.
     int end_helper() {
-        int status = 0;
+        constexpr int patience = 20, limit = 120;  // hundredths of a second: for its own end, and for any
+        int status = 0, waited = 0;
         if (pid_ == 0) return status;
         end();
-        bool ended = waitpid(pid_, &status, WNOHANG) != 0;
-        if (!ended) kill(pid_, SIGTERM);
-        for (int i = 0; i < 100 && !ended; ++i) {
+        for (; waitpid(pid_, &status, WNOHANG) == 0; ++waited) {
+            if (waited == patience || waited == limit) kill(pid_, waited == limit ? SIGKILL : SIGTERM);
             std::this_thread::sleep_for(10ms);
-            ended = waitpid(pid_, &status, WNOHANG) != 0;
         }
-        if (!ended && kill(pid_, SIGKILL) == 0) waitpid(pid_, &status, 0);
         helper_pid = pid_ = 0;
-        return status;
+        return waited <= patience ? status : 0;
     }
 
     Fd errors_;
@@ -2244,7 +2443,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 13. Starting
+// 14. Starting
 //
 // What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
 // if the user can see it in --help, with 1 otherwise.
@@ -2274,6 +2473,11 @@ std::string one_of(const std::string& name, const std::string& given, const std:
     throw UsageError(name + " takes " + all + ", not '" + given + "'");
 }
 
+[[noreturn]] void print_and_exit(const std::string& text) {
+    if (!(std::cout << text << std::flush)) throw_errno("write");
+    std::exit(0);
+}
+
 // Throws a UsageError at a wrong one; --help and --version answer and exit.
 Options read_options(int argc, char** argv) {
     enum { name, via, list, plain, color, bell, help_text, version_text };
@@ -2295,8 +2499,8 @@ Options read_options(int argc, char** argv) {
             case plain: options.plain = true; break;
             case color: options.color = one_of("--color", optarg, {"auto", "always", "never"}); break;
             case bell: options.bell = one_of("--bell", optarg, {"off", "private", "mention", "all"}); break;
-            case help_text: std::cout << "usage: " << program << usage; std::exit(0);
-            case version_text: std::cout << "chatroom " << version << '\n'; std::exit(0);
+            case help_text: print_and_exit("usage: " + program + usage);
+            case version_text: print_and_exit("chatroom " + std::string(version) + '\n');
             default: throw UsageError("");  // getopt_long() has said what is wrong
         }
     }
@@ -2308,6 +2512,7 @@ Options read_options(int argc, char** argv) {
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
     if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
+    if (options.list && options.host) throw UsageError("--list takes no host");
     if (options.host) read_address(*options.host, options.port);
     return options;
 }
@@ -2320,7 +2525,7 @@ int list_servers() {
 }
 
 Target find_target(const Options& options, Keyboard& keyboard) {
-    if (options.via) return {*options.via, *options.via};
+    if (options.via) return {clean(*options.via), *options.via};
     const Address address = options.host ? read_address(*options.host, options.port) : choose_server(keyboard);
     return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
 }
@@ -2352,6 +2557,9 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
     program = std::filesystem::path(argv[0]).filename();
+    int unused = 0;  // nothing else may get the number of a standard descriptor that was closed
+    while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
+    close(unused);
     std::setlocale(LC_CTYPE, "");
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {

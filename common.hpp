@@ -380,14 +380,23 @@ inline std::string utc_time(std::time_t time) {
 
 // ---- 6. Addresses -------------------------------------------------------------------------------------
 
-// Returns an IPv4 or IPv6 address as it is always written, so that two can be compared; empty if text is neither.
+// Returns an IPv4 or IPv6 address, or a network such as "10.1.0.0/16", as it is always written, so that two can be
+// compared: the bits that do not count are 0. Empty if text is neither.
 inline std::string normal_address(const std::string& text) {
+    const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
     std::array<char, INET6_ADDRSTRLEN> normal{};
     for (const int family : {AF_INET, AF_INET6}) {
-        if (inet_pton(family, text.c_str(), binary.data()) == 1) {
-            return inet_ntop(family, binary.data(), normal.data(), INET6_ADDRSTRLEN);
+        if (inet_pton(family, text.substr(0, slash).c_str(), binary.data()) != 1) continue;
+        const long size = family == AF_INET ? 32 : 128;
+        const auto bits = slash == text.size() ? size : parse_number(std::string_view(text).substr(slash + 1), 0, size);
+        if (!bits) break;
+        for (long i = *bits; i < size; ++i) {
+            unsigned char& byte = binary.at(static_cast<std::size_t>(i / 8));
+            byte = static_cast<unsigned char>(byte & ~(0x80U >> i % 8));
         }
+        const std::string address = inet_ntop(family, binary.data(), normal.data(), INET6_ADDRSTRLEN);
+        return *bits == size ? address : address + '/' + std::to_string(*bits);
     }
     return "";
 }
@@ -395,11 +404,7 @@ inline std::string normal_address(const std::string& text) {
 // Returns what counts as one place where an address comes from: itself, or for IPv6 its /64, of which a single machine
 // may use every address (RFC 4291, 2.5.4).
 inline std::string network_of(const std::string& address) {
-    in6_addr binary{};
-    if (inet_pton(AF_INET6, address.c_str(), &binary) != 1) return address;
-    std::fill(std::begin(binary.s6_addr) + 8, std::end(binary.s6_addr), std::uint8_t{0});
-    std::array<char, INET6_ADDRSTRLEN> text{};
-    return std::string(inet_ntop(AF_INET6, &binary, text.data(), INET6_ADDRSTRLEN)) + "/64";
+    return address.find(':') == std::string::npos ? address : normal_address(address + "/64");
 }
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;

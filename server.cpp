@@ -19,7 +19,6 @@
 #endif
 #include <getopt.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #ifdef __GLIBC__
@@ -29,6 +28,7 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
+#include <random>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -41,9 +41,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
-// =========================================================================================================
-// Part A: the chat
-// =========================================================================================================
+// ==== Part A: the chat ===================================================================================
 
 // ---- 1. Limits ----------------------------------------------------------------------------------------
 // Options are set by main() before any thread starts, and only read afterwards. docs/design.md says why each limit is
@@ -53,7 +51,8 @@ struct Options {
     std::string port = std::string(default_port);
     std::string bind_address;        // empty: every interface
     std::vector<std::string> rooms;  // made at start, to stay
-    long idle = 240;                 // seconds until a silent client is disconnected, warned at half; 0 is never
+    long idle = 240;                 // seconds of silence in a client's room, warned at half; 0 is never
+    long idle_public = 0;            // the same in public and in the server's own rooms
     long rate = 10;                  // lines a second from one client, after the burst; 0 is no limit
     long max_clients = 10000;        // connections, those that are still logging in included
     long max_per_ip = 64;            // of them from one address; 0 is no limit
@@ -67,7 +66,8 @@ struct Options {
 Options options;
 
 constexpr int burst = 30;                             // lines from a client before its rate counts
-constexpr auto login_limit = 20s;                     // for its answers during the login, however slowly they come
+constexpr auto answer_limit = 60s;                    // for each of its answers during the login
+constexpr auto login_limit = 300s;                    // for all of them
 constexpr std::size_t max_said = 256UL * 1024;        // bytes that may wait for the sender, to be passed on to rooms
 constexpr std::size_t max_mail = 64UL * 1024 * 1024;  // that may wait for the sender at all
 constexpr std::size_t pause_backlog = 64UL * 1024;    // that wait for a client: from here on its lines are not read
@@ -118,28 +118,29 @@ struct Client {
     // Only its own thread.
     LineBuffer inbox{max_line};
     Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
-    Clock::duration waited{};                       // in recv() for its next line; before the login, for all answers
+    Clock::duration waited{};                       // in recv() for its next line
+    Clock::duration waited_before{};                // for the lines before that
     Clock::duration receive_timeout{};              // as set for its socket
     bool warned = false;                            // that it has been silent for long
 
     Outbox outbox;
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
     std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
+    std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
+    std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
     // Guarded by chat.mutex.
     std::string claimed_name;           // with which it tries to log in
     std::string name;                   // empty until it is logged in; its own thread may read it without the mutex
     std::string key;                    // the name, folded
     bool admin = false;                 // the admin, or the operator
     Room* room = nullptr;               // null before the login is complete, and while closing
+    std::time_t since = 0;              // when it logged in
     std::optional<long> correspondent;  // the id of whoever sent it the last private message
+    std::string asked_again;            // the command that it has to give once more, and
+    Clock::time_point ask_limit;        // until when: see confirmed()
     bool released = false;              // the sender is done with it
     std::condition_variable changed;    // its own thread waits here for all of these
     std::thread thread;
-};
-
-struct Said {
-    std::string key;   // of the speaker
-    std::string line;  // as it is shown to whoever enters
 };
 
 struct Room {
@@ -149,8 +150,9 @@ struct Room {
     std::string creator;
     std::time_t created;
     std::string owner = {};             // empty: nobody, in public and in the rooms that the server made
+    std::string topic = {};             // what it is about; may be empty
     std::vector<Client*> members = {};  // in the order in which they came
-    std::deque<Said> history = {};
+    std::deque<std::pair<std::string, std::string>> history = {};  // key of the speaker, line for whoever enters
 };
 
 struct Chat {
@@ -170,7 +172,6 @@ Chat chat;
 Client operator_client{Fd(), "the server's terminal"};  // the person there, by the name "server"
 
 bool is_operator(const Client& client) { return &client == &operator_client; }
-
 Room& public_room() { return chat.rooms.front(); }
 
 bool ignores(const Lock& /*held*/, const Client& client, const std::string& key) {
@@ -294,7 +295,12 @@ class Sender {
     // Takes the mail. Waits until there is some, or until a full socket takes more. False: stop.
     bool collect() {
         Lock lock(chat.mutex);
-        for (Client* client : news_) report(lock, *client);
+        for (Client* client : news_) {  // tells the others, and its own thread, what has become of what it was sent
+            const Outbox& out = client->outbox;
+            if (out.problem != nullptr) drop(lock, *client, out.problem);
+            client->released = out.releasing && out.unsent.empty();
+            client->changed.notify_all();
+        }
         news_.clear();
         asleep_ = mail_.empty();
         if (asleep_) idle_.notify_all();
@@ -312,14 +318,6 @@ class Sender {
         said_bytes_ = mail_bytes_ = 0;
         space_.notify_one();
         return !stopping_;
-    }
-
-    // Tells the others, and the client's own thread, what has become of what was to be sent.
-    static void report(const Lock& lock, Client& client) {
-        const Outbox& out = client.outbox;
-        if (out.problem != nullptr) drop(lock, client, out.problem);
-        client.released = out.releasing && out.unsent.empty();
-        client.changed.notify_all();
     }
 
     void deliver(const Mail& mail) {
@@ -461,7 +459,7 @@ class Sender {
     std::unordered_map<int, Audience> rooms_;  // by number
     std::vector<int> spoken_in_;               // rooms with a text
     std::vector<Client*> in_hand_;             // clients to whom something is to be sent
-    std::vector<Client*> news_;                // clients to be told of in report()
+    std::vector<Client*> news_;                // clients of whom collect() has something to tell
     bool several_talk_ = false;
     Clock::time_point round_;  // when this round began: a clock read for each client would take a tenth of the time
     Clock::time_point retry_;  // when full sockets are tried again
@@ -473,10 +471,18 @@ Sender sender;
 // To say something is to queue it once for the whole room, under the mutex: so everyone sees the same lines in the same
 // order, the speaker included (promise 1). Any thread may call these; none blocks. docs/protocol.md has the lines.
 
+template <typename Part>
+auto text_of(const Part& part) {
+    if constexpr (std::is_integral_v<Part>)
+        return std::to_string(part);
+    else
+        return std::string_view(part);
+}
+
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
     std::string text;
-    ((text += parts), ...);
+    ((text += text_of(parts)), ...);
     return text;
 }
 
@@ -522,6 +528,7 @@ void enter(const Lock& lock, Client& client, Room& room) {
     announce(lock, room, "JOIN", client.name, "joined.");
     room.members.push_back(&client);
     client.room = &room;
+    client.idle_limit = room.owner.empty() ? options.idle_public : options.idle;
     sender.queue(lock, {Mail::enter, room.number, &client});
     const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
     const std::string fields = concat(room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"));
@@ -529,8 +536,8 @@ void enter(const Lock& lock, Client& client, Room& room) {
          concat("ROOM ", fields, " You are in ", room.name, ". Its code: ", or_else(room.code, "NO CODE"),
                 ". Its owner: ", or_else(room.owner, "none"), "."));
     post_members(lock, client, room);
-    for (const Said& said : room.history) {
-        if (!ignores(lock, client, said.key)) post(lock, client, said.line);
+    for (const auto& [key, line] : room.history) {
+        if (!ignores(lock, client, key)) post(lock, client, line);
     }
 }
 
@@ -637,10 +644,11 @@ std::optional<std::string> read_line(Client& client) {
         if (!line) break;
         throttle(client);
         if (client.closing) break;
-        if (!client.name.empty()) client.waited = {};
+        client.last_heard = Clock::now();
+        client.waited_before += std::exchange(client.waited, {});
         client.warned = false;
         if (!line->too_long) return clean(line->text);
-        tell_error(client, "That line was longer than " + std::to_string(max_line) + " bytes, and was not sent.");
+        tell_error(client, concat("That line was longer than ", max_line, " bytes, and was not sent."));
     }
     quit(Lock(chat.mutex), client, "BYE QUIT You ended the connection.", "left.");
     return std::nullopt;
@@ -648,11 +656,16 @@ std::optional<std::string> read_line(Client& client) {
 
 // Does what a line of a logged-in client, or of the operator, asks for.
 void handle_line(Client& user, std::string_view line) {
-    if (trim(line).empty()) return;
+    const std::string_view text = trim(line);
+    if (text.empty()) return;
     Lock lock(chat.mutex);
     sender.wait_for_space(lock);
     if (user.closing) return;
-    if (line.starts_with('/')) return run_command(lock, user, line.substr(1));
+    if (text.starts_with("//")) {
+        line = text.substr(1);
+    } else if (text.starts_with('/')) {
+        return run_command(lock, user, text.substr(1));
+    }
     if (chat.blocked.contains(user.key)) return divert(lock, user, line);
     say(lock, user, "SAY", line);
 }
@@ -868,9 +881,7 @@ void run() {
     log_event("the server has shut down.");
 }
 
-// =========================================================================================================
-// Part B: what people rely on
-// =========================================================================================================
+// ==== Part B: what people rely on ========================================================================
 
 // ---- 8. The log ---------------------------------------------------------------------------------------
 // Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue, and a
@@ -900,8 +911,8 @@ class Log {
             if (waiting_.empty()) break;
             changed_.wait_for(lock, 20ms, [&] { return stopping_; });  // more may come for the same write()
             const std::string text = std::exchange(waiting_, {});
-            const std::string lost = std::to_string(std::exchange(lost_, 0));
-            if (lost != "0") add(lock, "-", concat("-- here ", lost, " lines are missing."));
+            const std::size_t lost = std::exchange(lost_, 0);
+            if (lost > 0) add(lock, "-", concat("-- here ", lost, " lines are missing."));
             lock.unlock();
             write_all(wrapped(text, screen_width()));
             lock.lock();
@@ -966,26 +977,51 @@ void stop_log() { server_log.stop(); }
 // Each client's own thread keeps its deadlines, by the time that it has waited in recv(): a password that is being
 // hashed, or a file that is slow, takes none of it.
 
-// How long the client may be silent from now on. During the login its time is that of all its answers.
+// Returns how long the client may be silent before its next line. Where it may be for ever, it is looked at each hour,
+// since others may move it elsewhere.
+Clock::duration silence_limit(const Client& client) {
+    if (client.name.empty()) return std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
+    return client.idle_limit == 0 ? Clock::duration(1h) : std::chrono::seconds(client.idle_limit);
+}
+
+// The same from now on, up to the warning at half of it.
 Clock::duration time_left(const Client& client) {
-    if (client.name.empty()) return login_limit - client.waited;
-    if (options.idle == 0) return 24h;  // as good as for ever: it is looked at again then
-    const Clock::duration limit = std::chrono::seconds(options.idle);
+    const Clock::duration limit = silence_limit(client);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
 
-// The client has been silent for so long that it is warned, or disconnected; owners and the admin may be silent.
+// Says what happens if the client remains silent. However late this is (the process may have been stopped), half of the
+// time is left.
+void warn(const Lock& lock, Client& client) {
+    client.warned = true;
+    client.waited = silence_limit(client) / 2;
+    const auto left = std::chrono::ceil<std::chrono::seconds>(client.waited).count();
+    const bool moves = client.room != nullptr && !client.room->owner.empty();
+    if (client.room == nullptr) return info(lock, client, "You have ", left, " seconds left to answer.");
+    info(lock, client, "You have said nothing for a while. Say something, or you will be ",
+         moves ? "moved to public." : "disconnected.");
+}
+
+// The client has been silent for so long that it is warned, and then rejected, moved or disconnected; the admin, and an
+// owner, whose room would pass on, may be silent.
 void handle_silence(Client& client) {
     const Lock lock(chat.mutex);
-    if (client.name.empty()) {
-        quit(lock, client, "REFUSE The login took longer than 20 seconds.", "was rejected: too slow a login.");
-    } else if (client.admin || (client.room != nullptr && client.room->owner == client.name)) {
+    if (client.closing) return;
+    const Room* room = client.room;  // none: it is still logging in
+    if (room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name)) {
         client.waited = {};
-    } else if (!std::exchange(client.warned, true)) {
-        client.waited = std::chrono::seconds(options.idle) / 2;  // however late: the process may have been stopped
-        info(lock, client, "You have said nothing for a while. Say something, or you will be disconnected.");
-    } else {
+    } else if (!client.warned) {
+        warn(lock, client);
+    } else if (room == nullptr) {
+        quit(lock, client, "REFUSE That took too long: a minute for an answer, five for all.",
+             "was rejected: too slow a login.");
+    } else if (room->owner.empty()) {
         quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
+    } else {
+        info(lock, client, "You have said nothing for too long: you are moved to public.");
+        move(lock, client, public_room(), "was silent for too long.");
+        client.waited = {};
+        client.warned = false;
     }
 }
 
@@ -1001,7 +1037,7 @@ void limit_receive(Client& client, Clock::duration time) {
 // After recv(), which has taken some time.
 void count_silence(Client& client, Clock::duration time) {
     client.waited += time;
-    if (!client.closing && time_left(client) <= Clock::duration::zero()) handle_silence(client);
+    if (time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
 // ---- 10. Places: how many clients there may be --------------------------------------------------------
@@ -1010,11 +1046,11 @@ void count_silence(Client& client, Clock::duration time) {
 std::string enlist(Client& client) {
     const Lock lock(chat.mutex);
     if (std::cmp_greater_equal(chat.connected.size(), options.max_clients)) {
-        return "The server is full: it takes " + std::to_string(options.max_clients) + " at once.";
+        return concat("The server is full: it takes ", options.max_clients, " at once.");
     }
     long& here = chat.connections[network_of(client.address)];
     if (options.max_per_ip > 0 && here >= options.max_per_ip) {
-        return "There are " + std::to_string(here) + " connections from your address already; no more are taken.";
+        return concat("There are ", here, " connections from your address already; no more are taken.");
     }
     ++here;
     chat.connected.insert(&client);
@@ -1045,11 +1081,18 @@ void turn_down(const Fd& socket, const std::string& reason) {
 // Each is a file of lines that people may edit by hand while the server runs, and that several servers may share: so
 // each login reads through the file. All of this blocks on the disk, and is called without chat.mutex.
 
-// Returns the name or address that a line of the ban list is about, folded; empty for a comment.
+// Returns the name, address or network that a line of the ban list is about, folded; empty for a comment.
 std::string ban_in(std::string_view line) {
     const std::string who(trim(line.substr(0, line.find('#'))));
     const std::string address = normal_address(who);
     return address.empty() ? fold(who) : address;
+}
+
+// Returns whether an entry of the ban list, as in ban_in(), is about a name (folded) or an address.
+bool is_about(const std::string& entry, const std::string& name_or_address) {
+    const std::size_t slash = entry.find('/');
+    if (slash == std::string::npos) return entry == name_or_address;
+    return entry == normal_address(name_or_address + entry.substr(slash));
 }
 
 // Returns the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if there is none.
@@ -1070,32 +1113,33 @@ class LineFile {
     LineFile(std::string name, mode_t mode, std::string (*subject_in)(std::string_view))
         : path(std::move(name)), mode_(mode), subject_in_(subject_in) {}
 
-    // Calls see(line) for each line; there are none if there is no file yet. Throws if it cannot be read, and when the
-    // server is to stop meanwhile.
+    // Calls see(line, number) for each line; there are none if there is no file yet. Throws if it cannot be read, and
+    // when the server is to stop meanwhile.
     template <typename See>
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
         if (!file && errno == ENOENT) return;
         std::string text;                // read, and not yet a whole line
         std::array<char, 2048> bytes{};  // on the stack of each client's thread, which keeps what it has touched
+        std::size_t number = 0;
         for (ssize_t count = -1; count != 0;) {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
             text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
             std::size_t start = 0;
             for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-                see(std::string_view(text).substr(start, end - start));
+                see(std::string_view(text).substr(start, end - start), ++number);
             }
             text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
-        if (!text.empty()) see(text);
+        if (!text.empty()) see(text, ++number);
     }
 
     // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
     [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
         std::optional<std::string> found;
-        for_each_line([&](std::string_view line) {
+        for_each_line([&](std::string_view line, std::size_t /*number*/) {
             if (!found && subject_in_(line) == who) found = line;
         });
         return found;
@@ -1110,7 +1154,7 @@ class LineFile {
         const Fd locked = lock_file();
         std::optional<std::string> present;
         std::string text;
-        for_each_line([&](std::string_view other) {
+        for_each_line([&](std::string_view other, std::size_t /*number*/) {
             if (subject_in_(other) != who) {
                 (text += other) += '\n';
             } else if (!present) {
@@ -1123,14 +1167,12 @@ class LineFile {
         return true;
     }
 
-    // Removes what a crash has left behind.
-    void clean_up() const {
-        try {
-            const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
-            unlink((target() + ".new").c_str());
-        } catch (const std::runtime_error& problem) {
-            log_event(concat("warning: ", path, " cannot be changed: ", problem.what()));
-        }
+    // Throws if the file cannot be changed; removes what a crash has left behind.
+    void check_writable() const {
+        const Fd locked = std::filesystem::exists(path) ? lock_file() : Fd();
+        const std::string beside = target() + ".new";
+        const Fd file = create(beside);
+        unlink(beside.c_str());
     }
 
     std::string path;  // set before there are threads
@@ -1144,26 +1186,31 @@ class LineFile {
     // seconds, and throws then.
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
-        for (int tries = 0; tries < 500; ++tries) {
+        for (int tries = 0; tries < 500; ++tries, std::this_thread::sleep_for(10ms)) {
             Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
             if (!file) throw_errno("open " + name);
-            struct stat locked {};
-            struct stat there {};
-            const bool mine = flock(file.get(), LOCK_EX | LOCK_NB) == 0 && fstat(file.get(), &locked) == 0;
-            const bool is_there = stat(name.c_str(), &there) == 0 && there.st_ino == locked.st_ino;
-            if (mine && is_there) return file;  // else another server has it, or has just replaced it
-            std::this_thread::sleep_for(10ms);
+            if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) continue;
+            struct stat locked {
+            }, there{};
+            const bool known = fstat(file.get(), &locked) == 0 && stat(name.c_str(), &there) == 0;
+            if (known && there.st_ino == locked.st_ino) return file;  // else another server has just replaced it
         }
         throw std::runtime_error(name + " is locked by another program");
+    }
+
+    // Whatever is there, left by a crash or as a trap, is neither written to nor followed.
+    [[nodiscard]] Fd create(const std::string& name) const {
+        unlink(name.c_str());
+        Fd file(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
+        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + name);
+        return file;
     }
 
     // The new file is synced before it is renamed: a crash at any moment leaves the old one or the new (promise 5).
     // Once it is renamed it is in force, and no exception may say otherwise.
     void replace(std::string_view text) const {
         const std::string name = target(), beside = name + ".new";
-        unlink(beside.c_str());  // left by a crash, or a trap: it is neither written to nor followed
-        const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
-        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + beside);
+        const Fd file = create(beside);
         while (!text.empty()) {
             const ssize_t written = write(file.get(), text.data(), text.size());
             if (written < 0 && errno != EINTR) throw_errno("write " + beside);
@@ -1187,7 +1234,19 @@ LineFile users_file("", 0600, account_in);  // no path: no accounts
 bool keeps_accounts() { return !users_file.path.empty(); }
 
 // Whether a name (folded) or an address is on the ban list.
-bool is_banned(const std::string& name_or_address) { return bans_file.find(name_or_address).has_value(); }
+bool is_banned(const std::string& name_or_address) {
+    bool banned = false;
+    bans_file.for_each_line(
+        [&](std::string_view line, std::size_t) { banned |= is_about(ban_in(line), name_or_address); });
+    return banned;
+}
+
+constexpr std::string_view wrong_ban = ": no name, address or network; it bans nobody.";
+
+bool is_wrong_ban(std::string_view line) {
+    const std::string entry = ban_in(line);
+    return !entry.empty() && !valid_name(entry) && normal_address(entry).empty();
+}
 
 // ---- 12. Logging in: names, passwords and codes -------------------------------------------------------
 // All secrets share one limit on wrong attempts, counted by network address, so that more connections or other
@@ -1203,15 +1262,12 @@ constexpr std::string_view wrong_password = "That is not the password.";
 constexpr std::string_view address_banned = "BAN Your address is banned.";
 constexpr std::string_view name_banned = "BAN That name is banned.";
 
-// Returns a text that nobody can guess, each character as likely as any other. Throws if the system has no entropy.
+// Returns a text that nobody can guess, each character as likely as any other.
 std::string random_text(std::string_view alphabet, std::size_t length) {
+    std::random_device random;  // the system's own source
+    std::uniform_int_distribution<std::size_t> index(0, alphabet.size() - 1);
     std::string text;
-    while (text.size() < length) {
-        unsigned char byte = 0;
-        if (getentropy(&byte, 1) != 0) throw_errno("getentropy");
-        const std::size_t fair = 256 - 256 % alphabet.size();  // above it some would be likelier
-        if (byte < fair) text += alphabet[byte % alphabet.size()];
-    }
+    while (text.size() < length) text += alphabet[index(random)];
     return text;
 }
 
@@ -1310,12 +1366,21 @@ bool reject(Client& client, std::string_view last_line, std::string_view reason)
     return false;
 }
 
-// Asks for a password until check() finds no problem with the answer. False: the connection is to end.
+// Returns the answer to a question; nothing if it is empty, which goes back, or if the connection is to end.
+std::optional<std::string> ask(Client& client, std::string_view question) {
+    tell(client, concat(question, " An empty line goes back."));
+    std::optional<std::string> answer = read_line(client);
+    if (!answer || !answer->empty()) return answer;
+    if (!client.name.empty()) tell(client, "INFO Your password is as it was.");
+    return std::nullopt;
+}
+
+// Asks for a password until check() finds no problem with the answer. False: there is none, or the connection is to
+// end.
 template <typename Check>
 bool ask_password(Client& client, std::string_view question, Check check) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
-        tell(client, concat("PASS ", question));
-        const std::optional<std::string> given = read_line(client);
+        const std::optional<std::string> given = ask(client, concat("PASS ", question));
         if (!given) return false;
         const std::string_view problem = check(*given);
         if (problem.empty()) return !client.closing;
@@ -1330,8 +1395,7 @@ bool ask_password(Client& client, std::string_view question, Check check) {
 // stored, and the client knows why.
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     while (true) {
-        tell(client, concat("NEWPASS A new password for ", name, "? It needs 8 characters or more."));
-        const std::optional<std::string> given = read_line(client);
+        const auto given = ask(client, concat("NEWPASS A new password for ", name, "? 8 characters to 256 bytes."));
         if (!given) return false;
         if (count_characters(*given) < min_password || given->size() > max_password) {
             tell_error(client, "A password has at least 8 characters, and at most 256 bytes.");
@@ -1361,11 +1425,12 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
-    if (changed) info(lock, user, "Your password is changed.");
+    if (asked) info(lock, user, changed ? "Your password is changed." : "Nothing was changed.");
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
-// be had: a password that was sent ahead must not become a name (promise 7). False: the connection is to end.
+// be had: a password that was sent ahead must not become a name (promise 7). False: another name is to be asked for, or
+// the connection is to end.
 bool authenticate(Client& client, std::string_view name) {
     if (same_name(name, "admin")) {
         return ask_password(client, "The admin's password?", [&](const std::string& given) {
@@ -1406,7 +1471,7 @@ bool admit(Client& client, std::string_view name) {
     client.name = name;
     client.key = fold(name);
     client.admin = client.key == "admin";
-    client.waited = {};
+    client.since = std::time(nullptr);
     const std::string hint = "Type a line to say it; /help lists the commands, /quit leaves.";
     post(lock, client, concat("WELCOME ", name, " Welcome, ", name, ". ", hint));
     log_event(concat(name, " logged in from ", client.address, "."));
@@ -1445,7 +1510,7 @@ bool in_public(const Client& user) { return user.room == &public_room(); }
 Client* find(const Lock& lock, Client& user, std::string_view name) {
     const auto found = chat.by_name.find(fold(name));
     if (found != chat.by_name.end()) return found->second;
-    error(lock, user, "Nobody here is called ", name, ". /who tells who is in the room.");
+    error(lock, user, "Nobody here is called ", name, ".");
     return nullptr;
 }
 
@@ -1461,21 +1526,42 @@ Client* find_target(const Lock& lock, Client& user, std::string_view name) {
     return problem == nullptr ? target : nullptr;
 }
 
-// Tells a client who is in a room, in as many lines as it takes, and who owns it.
-void post_members(const Lock& lock, Client& to, const Room& room) {
-    const std::string start = concat("WHO ", room.name, " ", std::to_string(room.members.size()));
+// Posts the names in a room in as many lines as it takes, each of which begins so; those who are blocked get the mark.
+void post_names(const Lock& lock, Client& to, const Room& room, const std::string& start, std::string_view mark) {
     std::string line = start;
     for (const Client* member : room.members) {
         (line += ' ') += member->name;
+        if (chat.blocked.contains(member->key)) line += mark;
         if (line.size() >= max_line) post(lock, to, std::exchange(line, start));
     }
     if (line != start || room.members.empty()) post(lock, to, line);
-    if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
 }
 
-void who(Lock& lock, Client& user, std::string_view /*rest*/) {
+// Tells a client who is in a room, who owns it, and what it is about.
+void post_members(const Lock& lock, Client& to, const Room& room) {
+    post_names(lock, to, room, concat("WHO ", room.name, " ", room.members.size()), "");
+    if (!room.owner.empty()) post(lock, to, concat("OWNER ", room.owner, " owns ", room.name, "."));
+    if (!room.topic.empty()) post(lock, to, concat("TOPIC ", room.name, " ", room.topic));
+}
+
+// Tells where somebody is, and for how long; the admin also from where.
+void post_person(const Lock& lock, Client& to, const Client& person) {
+    if (is_operator(person)) return info(lock, to, "server is the operator, at the server's own terminal.");
+    const auto silence = std::chrono::floor<std::chrono::seconds>(Clock::now() - person.last_heard.load()).count();
+    const char* mark = to.admin && chat.blocked.contains(person.key) ? "* (blocked)" : "";
+    info(lock, to, person.name, mark, " is in ", person.room->name, to.admin ? concat(", from ", person.address) : "",
+         local_time(person.since, ", connected since %Y-%m-%d %H:%M:%S %Z, silent for "), silence, " seconds.");
+}
+
+void who(Lock& lock, Client& user, std::string_view whom) {
+    if (!whom.empty() && !same_name(whom, "all")) {
+        if (const Client* person = find(lock, user, whom)) post_person(lock, user, *person);
+        return;
+    }
     for (const Room& room : chat.rooms) {
-        if (&room == user.room || is_operator(user)) post_members(lock, user, room);
+        const std::string start = concat("INFO ", room.name, " (", room.members.size(), "):");
+        if (!whom.empty()) post_names(lock, user, room, start, user.admin ? "*" : "");
+        if (whom.empty() && (&room == user.room || is_operator(user))) post_members(lock, user, room);
     }
 }
 
@@ -1531,6 +1617,7 @@ void ignore(Lock& lock, Client& user, std::string_view rest) {
     const Client* target = find(lock, user, rest);
     if (target == nullptr) return;
     if (target == &user || is_operator(*target)) return error(lock, user, "Not yourself, and not the server.");
+    if (target->admin) return error(lock, user, "The admin cannot be ignored.");
     chat.ignorers[target->key].push_back(&user);
     info(lock, user, "You no longer hear ", target->name, ". The same command undoes it.");
 }
@@ -1541,11 +1628,11 @@ void quit_chat(Lock& lock, Client& user, std::string_view /*rest*/) {
 
 void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
     const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
-    post(lock, user, concat("ROOMS ", std::to_string(chat.rooms.size()), fields));
+    post(lock, user, concat("ROOMS ", chat.rooms.size(), fields));
     for (const Room& room : chat.rooms) {
         post(lock, user,
-             concat("LIST ", std::to_string(room.number), " ", room.name, " ", std::to_string(room.members.size()), " ",
-                    room.creator, " ", utc_time(room.created), " ", room.code.empty() ? "NO CODE" : "CODE"));
+             concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator, " ",
+                    utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
     }
 }
 
@@ -1583,9 +1670,8 @@ void join(Lock& lock, Client& user, std::string_view rest) {
     if (room == user.room) return error(lock, user, "You are in that room.");
     if (!room->code.empty() && !user.admin) {
         if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");
-        const auto problem =
-            check_secret(user, concat("room ", std::to_string(room->number)), "That is not the room's code.",
-                         [&] { return same_secret(code, room->code); });
+        const auto problem = check_secret(user, concat("room ", room->number), "That is not the room's code.",
+                                          [&] { return same_secret(code, room->code); });
         if (!problem.empty()) return error(lock, user, problem);
     }
     move(lock, user, *room, "left for another room.");
@@ -1636,6 +1722,15 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
     if (!room.owner.empty()) end_room(lock, room);
 }
 
+// Returns whether the user gives a command for the second time within ten seconds; else warns, and asks for that.
+bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
+    if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
+    user.asked_again = command;
+    user.ask_limit = Clock::now() + 10s;
+    info(lock, user, warning, " To do it, type the same again within ten seconds.");
+    return false;
+}
+
 void shut_down(const Client& user) {
     log_event(concat("shutdown by ", user.name, "."));
     stop_request->set();
@@ -1651,8 +1746,15 @@ void shut_down_by_code(Lock& lock, Client& user, std::string_view code) {
 }
 
 void close_room(Lock& lock, Client& user, std::string_view /*rest*/) {
-    if (in_public(user)) return shut_down(user);
-    empty_room(lock, *user.room, user, "closed");
+    if (!in_public(user)) return empty_room(lock, *user.room, user, "closed");
+    if (confirmed(lock, user, "close", "That shuts the server down, for everyone in all rooms.")) shut_down(user);
+}
+
+void set_topic(Lock& lock, Client& user, std::string_view text) {
+    Room& room = *user.room;
+    room.topic = text;
+    sender.queue(lock, {Mail::say, room.number, nullptr, concat("TOPIC ", room.name, " ", text, "\n")});
+    log_line(room.name, concat("-- ", user.name, " sets the topic: ", text));
 }
 
 void reset(Lock& lock, Client& user, std::string_view /*rest*/) {
@@ -1691,10 +1793,10 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
     error(lock, user, "You are blocked: only the admin and the operator have seen that.");
 }
 
-// Returns what may be banned as it is kept; empty, and the user is told, if it is neither a name nor an address.
+// Returns what may be banned as it is kept; empty, and the user is told, if it is no name, address or network.
 std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
     std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
-    if (target.empty()) error(lock, user, "That is neither an address nor a name that can be banned.");
+    if (target.empty()) error(lock, user, "That is neither a name that can be banned, nor an address or a network.");
     return target;
 }
 
@@ -1708,20 +1810,32 @@ bool change_unlocked(Lock& lock, LineFile& file, std::string_view who, const std
     return changed;
 }
 
+// After the ban of a name: says how to ban its address too.
+void tell_origin(const Lock& lock, Client& user, const Client& banned) {
+    const std::string origin = concat(banned.name, " came from ", banned.address);
+    if (banned.address == user.address) return info(lock, user, origin, ", as you do.");
+    info(lock, user, origin, ": /ban ", banned.address, " bans that too.");
+}
+
 void ban(Lock& lock, Client& user, std::string_view rest) {
     const std::string target = ban_target(lock, user, rest);
     if (target.empty()) return;
+    const std::string warning = concat("You come from ", user.address, " yourself, and could not log in again.");
+    if (is_about(target, user.address) && !confirmed(lock, user, "ban " + target, warning)) return;
     const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
     if (!change_unlocked(lock, bans_file, target, line)) return error(lock, user, target, " is banned already.");
     ++chat.bans_changed;
     std::vector<Client*> banned;
     for (const auto& [key, client] : chat.by_name) {
-        if (!client->admin && (key == fold(target) || client->address == target)) banned.push_back(client);
+        if (!client->admin && (key == fold(target) || is_about(target, client->address))) banned.push_back(client);
     }
     const std::string done = concat("banned by ", user.name, ".");
     log_event(concat(target, " was ", done));
     info(lock, user, target, " is banned. /unban undoes it.");
-    for (Client* client : banned) disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
+    for (Client* client : banned) {
+        if (client->key == fold(target)) tell_origin(lock, user, *client);
+        disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
+    }
 }
 
 void unban(Lock& lock, Client& user, std::string_view rest) {
@@ -1735,16 +1849,17 @@ void unban(Lock& lock, Client& user, std::string_view rest) {
 // However long the list is, it goes out only as fast as the client takes it.
 void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
-    std::size_t count = 0;
-    bans_file.for_each_line([&](std::string_view line) {
+    std::size_t count = 0, wrong = 0;
+    bans_file.for_each_line([&](std::string_view line, std::size_t number) {
         if (ban_in(line).empty()) return;
-        ++count;
+        const bool is_wrong = is_wrong_ban(line);
+        ++(is_wrong ? wrong : count);
         Lock held(chat.mutex);
-        info(held, user, clean(line));
+        info(held, user, is_wrong ? concat(bans_file.path, ", line ", number, wrong_ban) : clean(line));
         wait_until_taken(held, user);
     });
     lock.lock();
-    info(lock, user, "Bans: ", std::to_string(count), ".");
+    info(lock, user, "Bans: ", count, wrong == 0 ? "." : concat(". Lines that ban nobody: ", wrong, "."));
 }
 
 void unregister(Lock& lock, Client& user, std::string_view rest) {
@@ -1780,7 +1895,7 @@ struct Command {
 
 constexpr Command commands[] = {
     {"help", "[COMMAND]", everyone, help, "lists what you are allowed to use, or explains one", "/help msg"},
-    {"who", "", everyone, who, "lists who is in the room, and who owns it", "/who"},
+    {"who", "[NAME]", everyone, who, "lists who is in the room; with all, in every room; or where NAME is", "/who bob"},
     {"rooms", "", everyone, rooms, "lists the rooms", "/rooms"},
     {"create", "NAME [CODE]", clients, create, "makes a room that you own", "/create den 12345"},
     {"join", "ROOM [CODE]", clients, join, "goes to a room, by name or number", "/join den 12345"},
@@ -1799,6 +1914,7 @@ constexpr Command commands[] = {
      "/shutdown 12345"},
     {"kick", "NAME", owner, kick, "moves NAME out of your room; in public, disconnects NAME", "/kick bob"},
     {"close", "", owner, close_room, "closes your room; in public, shuts the server down", "/close"},
+    {"topic", "[TEXT]", owner, set_topic, "says what the room is about; without TEXT, no more", "/topic page 12", true},
     {"fire", "NAME", admin, fire, "disconnects NAME", "/fire bob"},
     {"out", "NAME", admin, out, "brings NAME back to public", "/out bob"},
     {"ban", "NAME-OR-ADDRESS", admin, ban, "disconnects for good", "/ban 192.168.1.7"},
@@ -1834,7 +1950,7 @@ void help(Lock& lock, Client& user, std::string_view rest) {
         form.resize(std::max<std::size_t>(form.size(), 24), ' ');
         info(lock, user, form, " ", command.does);
     }
-    info(lock, user, "What does not begin with / is said to the room.");
+    info(lock, user, "What does not begin with / is said to the room; //text says /text.");
 }
 
 // Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
@@ -1868,11 +1984,15 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     if (command == nullptr) return suggest(lock, user, name);
     if (command->speaks && chat.blocked.contains(user.key)) return divert(lock, user, concat("/", line));
     if (!command->right.holds(user)) {
+        if (command->run == kick && in_public(user)) return error(lock, user, "Only the admin can disconnect people.");
         return error(lock, user, "Only ", command->right.whose, " may use ", form_of(*command),
                      "; /help lists what you are allowed to use.");
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
-    if (count_words(rest) < count_words(needed)) return error(lock, user, "The form is: ", form_of(*command));
+    const bool too_much = command->arguments.empty() && !trim(rest).empty();
+    if (too_much || count_words(rest) < count_words(needed)) {
+        return error(lock, user, "The form is: ", form_of(*command));
+    }
     try {
         command->run(lock, user, trim(rest));
     } catch (const std::runtime_error& problem) {  // of a file, while the mutex was released
@@ -1943,9 +2063,9 @@ std::string answer_to(std::string_view datagram, int port) {
     const auto good = [](char c) { return is_letter(c) || is_digit(c); };
     if (nonce.empty() || nonce.size() > 32 || !std::all_of(nonce.begin(), nonce.end(), good)) return "";
     const Lock lock(chat.mutex);
-    const std::string people = std::to_string(chat.by_name.size() - 1);  // the operator is not counted
-    return concat(answer_word, " ", nonce, " ", std::to_string(port), " ", people,
-                  keeps_accounts() ? " password " : " open ", options.title);
+    const std::size_t people = chat.by_name.size() - 1;  // the operator is not counted
+    const char* login = keeps_accounts() ? "password" : "open";
+    return concat(answer_word, " ", nonce, " ", port, " ", people, " ", login, " ", options.title);
 }
 
 // The discovery thread: answers at most ten questions a second, from the address that the server is bound to.
@@ -1990,7 +2110,8 @@ constexpr const char* usage = R"( [OPTION]...
   --bans FILE       the ban list (bans.txt)
   --users FILE      every name needs a password, kept here; the first login chooses it
   --rooms A,B       rooms that are there from the start, and stay
-  --idle SECONDS    until a silent client is disconnected, warned at half (240); 0 is never
+  --idle SECONDS    until whoever is silent in a room that a client made is moved to public (240); 0 is never
+  --idle-public SECONDS   until whoever is silent in public, or the server's rooms, is disconnected (0)
   --rate N          lines a second from one client, after a burst of 30 (10); 0 is no limit
   --max-clients N   connections at once (10000, or what the open-file limit allows)
   --max-per-ip N    connections from one address (64); 0 is no limit
@@ -2007,8 +2128,7 @@ using UsageError = std::invalid_argument;  // the command line is wrong
 // Returns an option's number. Throws a UsageError if it is none from low to high.
 long number_option(std::string_view name, std::string_view text, long low, long high) {
     if (const std::optional<long> number = parse_number(text, low, high)) return *number;
-    throw UsageError("--" + std::string(name) + " takes a number from " + std::to_string(low) + " to " +
-                     std::to_string(high) + ", not '" + std::string(text) + "'");
+    throw UsageError(concat("--", name, " takes a number from ", low, " to ", high, ", not '", text, "'"));
 }
 
 // Raises the limit on open files for the clients' sockets, and lowers max_clients to what it allows.
@@ -2057,6 +2177,7 @@ void read_options(int argc, char** argv) {
         {"users", required_argument, [&] { users_file.path = value; }},
         {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
         {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
+        {"idle-public", required_argument, [&] { options.idle_public = number(0, 1000000); }},
         {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
         {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
         {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},
@@ -2076,8 +2197,7 @@ void read_options(int argc, char** argv) {
         value = optarg == nullptr ? "" : optarg;
         known[which].set();
     }
-    if (options.title.size() > max_title)
-        throw UsageError(concat("--title takes at most ", std::to_string(max_title), " bytes"));
+    if (options.title.size() > max_title) throw UsageError(concat("--title takes at most ", max_title, " bytes"));
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
 
@@ -2104,21 +2224,25 @@ std::string choose_admin_password() {
     return "as set in " + (path.empty() ? "CHAT_ADMIN_PASSWORD" : path);
 }
 
-// Tells of lines that are no accounts, which stay as they are. Throws if a file cannot be read.
+// Tells of lines that are no bans or accounts, which stay as they are. Throws if a file cannot be read, or that of the
+// accounts cannot be changed.
 void check_files() {
-    bans_file.clean_up();
-    bans_file.for_each_line([](std::string_view /*line*/) {});
+    try {
+        bans_file.check_writable();
+    } catch (const std::runtime_error& problem) {
+        log_event(concat("warning: ", bans_file.path, " cannot be changed: ", problem.what()));
+    }
+    bans_file.for_each_line([&](std::string_view line, std::size_t number) {
+        if (is_wrong_ban(line)) log_event(concat(bans_file.path, ", line ", number, wrong_ban));
+    });
     if (!keeps_accounts()) return;
-    users_file.clean_up();
     choose_hash_method();
-    std::size_t number = 0;
-    users_file.for_each_line([&](std::string_view line) {
-        ++number;
+    users_file.for_each_line([&](std::string_view line, std::size_t number) {
         const bool good = !account_in(line).empty() && !hash_in(line).empty();
         if (good || trim(line).empty() || line.starts_with('#')) return;
-        const std::string line_number = std::to_string(number);
-        log_event(concat(users_file.path, ", line ", line_number, ": no account, not \"NAME:HASH\"; it is kept."));
+        log_event(concat(users_file.path, ", line ", number, ": no account, not \"NAME:HASH\"; it is kept."));
     });
+    users_file.check_writable();
 }
 
 void make_first_rooms() {
@@ -2183,9 +2307,8 @@ int main(int argc, char** argv) {
         return 2;
     } catch (const std::system_error& error) {
         std::cerr << program << ": pthread_create: " << error_text(error.code().value()) << '\n';
-        return 1;
     } catch (const std::exception& error) {
         std::cerr << program << ": " << error.what() << '\n';
-        return 1;
     }
+    return 1;
 }

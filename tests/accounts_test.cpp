@@ -178,7 +178,7 @@ TEST(Account, IsMadeByTheFirstLoginAndNeedsItsPasswordEverAfter) {
     Home home;
     Server server(home.options());
     leave(registered(server, "alice"));
-    for (const char* wrong : {"green te", "green tea ", "Green tea", ""}) {
+    for (const char* wrong : {"green te", "green tea ", "Green tea", " "}) {
         EXPECT_EQ(answer_to(server, "alice", wrong), not_right) << wrong;
     }
     Peer alice = at_question(server, "alice", "PASS");
@@ -205,7 +205,7 @@ TEST(Account, NeedsEightCharactersAndAtMost256Bytes) {
     Server server(home.options());
     const std::string seven = "\xC3\xA4\xC3\xB6\xC3\xBC\xC3\x9F\xC3\xA4\xC3\xB6\xC3\xBC", eight = seven + "8";
     Peer alice = at_question(server, "alice", "NEWPASS");
-    for (const std::string& bad : {std::string(), std::string("7 chars"), seven, std::string(257, 'x')}) {
+    for (const std::string& bad : {std::string(" "), std::string("7 chars"), seven, std::string(257, 'x')}) {
         alice.send_line(bad);
         EXPECT_NO_THROW(alice.expect_next(starts("ERR A password has at least 8 characters"))) << bad;
         alice.expect_next(starts("NEWPASS "));
@@ -216,6 +216,25 @@ TEST(Account, NeedsEightCharactersAndAtMost256Bytes) {
     EXPECT_EQ(answer_to(server, "bob", std::string(255, 'x')), not_right);
     EXPECT_EQ(answer_to(server, "bob", std::string(257, 'x')), not_right);
     leave(logged_in(server, "bob", std::string(256, 'x')));
+}
+
+// A name that somebody else has leads to a question that one cannot answer.
+TEST(Account, OfSomebodyElseIsLeftByAnEmptyAnswer) {
+    Home home;
+    Server server(home.options());
+    leave(registered(server, "alice"));
+    Peer bob = at_question(server, "alice", "PASS");
+    expect_answer(bob, coffee, not_right);
+    for (const char* question :
+         {"PASS The admin's password? An empty line goes back.",
+          "NEWPASS A new password for bob? 8 characters to 256 bytes. An empty line goes back."}) {
+        bob.send_line("");
+        bob.expect(starts("NICK "));
+        expect_answer(bob, contains(question, "admin") ? "admin" : "bob", question);
+    }
+    bob.send_raw("\nalice\n\nbob\n" + tea + "\n");  // all of it without waiting for the questions
+    bob.expect(starts("WELCOME bob "));
+    EXPECT_EQ(home.lines().size(), 2U);
 }
 
 TEST(Account, IsTheSameWithoutRegardToCase) {
@@ -407,6 +426,14 @@ TEST(AccountsFile, ThatCannotBeReadAtTheStartEndsIt) {
     server.wait_error("server: read " + directory.path().string() + ": EISDIR");
 }
 
+TEST(AccountsFile, ThatCannotBeWrittenAtTheStartEndsIt) {
+    TempDir directory;
+    const std::string file = directory.path() / "missing" / "users.txt";
+    Process server(server_path(), {.args = {"--port", "0", "--users", file}});
+    EXPECT_EQ(server.wait_exit(), 1);
+    EXPECT_TRUE(server.errors().starts_with("server: open " + file + ".new: ENOENT (")) << server.errors();
+}
+
 TEST(AccountsFile, ThatCannotBeWrittenRegistersNobodyAndHarmsNobodyElse) {
     Home home;
     Server server(home.options());
@@ -447,6 +474,20 @@ TEST(PasswordCommand, ChangesItInTheMiddleOfTheChat) {
     Server next(home.options());
     leave(logged_in(next, "alice", "/quit the coffee"));
     leave(logged_in(next, "bob"));
+}
+
+TEST(PasswordCommand, IsLeftByAnEmptyAnswer) {
+    Home home;
+    Server server(home.options());
+    Peer alice = registered(server, "alice");
+    for (const bool at_the_second_question : {false, true}) {
+        expect_answer(alice, "/password", "PASS The password of alice? An empty line goes back.");
+        if (at_the_second_question) expect_answer(alice, tea, "NEWPASS ");
+        expect_answer(alice, "", "INFO Your password is as it was.");
+        expect_answer(alice, "hello", "SAY alice hello");
+    }
+    leave(std::move(alice));
+    leave(logged_in(server, "alice"));
 }
 
 TEST(PasswordCommand, DisconnectsAfterThreeWrongPasswords) {
@@ -503,7 +544,7 @@ TEST(Unregister, OfSomebodyHereLeavesNoPasswordToChange) {
     server.wait_output("was unregistered by server.");
     alice.send_raw("/password\n" + tea + "\n" + tea + "2\n");
     alice.expect("ERR Your account was changed or ended meanwhile: the password was not changed.");
-    EXPECT_EQ(alice.lines_until_echo(), Lines{});
+    EXPECT_EQ(alice.lines_until_echo(), Lines{"INFO Nothing was changed."});
     EXPECT_EQ(home.lines().size(), 0U);
 }
 

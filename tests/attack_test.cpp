@@ -596,6 +596,11 @@ TEST(Sigterm, EndsTheServerWhicheverThreadGetsIt) {
             };
             return ids.size() >= 4 && ids.size() >= threads && std::all_of(ids.begin(), ids.end(), waits);
         }));
+        std::erase_if(ids, [&](pid_t id) {  // a sanitizer's own thread blocks all signals: none is delivered to it
+            const auto blocked =
+                re("SigBlk:\\s+([0-9a-f]+)").find(read_file(tasks + "/" + std::to_string(id) + "/status"));
+            return (std::stoull(blocked.value_or("0"), nullptr, 16) >> (SIGTERM - 1) & 1U) != 0;
+        });
         std::sort(ids.begin(), ids.end());
         threads = ids.size();
         ASSERT_EQ(::syscall(SYS_tgkill, server.pid(), ids[thread], SIGTERM), 0);

@@ -1,11 +1,13 @@
 // The client on a terminal and in pipes: with the real server, and with servers that do as a test says, which may be
 // hostile ones.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
 #include <ctime>
 #include <future>
+#include <memory>
 #include <optional>
 #include <regex>
 #include <string>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "harness.hpp"
+#include "terminal.hpp"
 
 using namespace harness;
 
@@ -327,6 +330,342 @@ TEST(ClientChat, EndsWhenNobodyReadsItsOutput) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// What is typed goes where it was meant to go (promise 7), in both forms
+
+const std::vector<Lines> both_forms = {{"--plain"}, {}};
+
+// A client on a terminal that has logged in to a server that is the test. Enter is "\r" in both forms.
+struct Typist : OnScreen {
+    explicit Typist(const Lines& form, const std::string& room = "public -")
+        : Typist(std::make_unique<Listener>(), form, room) {}
+
+    // Sends lines, and waits until they have been acted on.
+    void tell(const std::string& lines) {
+        server.send_raw(lines + "\nECHO told " + std::to_string(++told_) + "\n");
+        wait("told " + std::to_string(told_));
+    }
+
+    // Types a line, which the server hears next, and answers.
+    void say(const std::string& line) {
+        type(line + "\r");
+        hear(line);
+    }
+    void hear(const std::string& line) {
+        std::string heard;
+        while ((heard = server.expect_next()) == "/rooms") server.send_line("ROOMS 0 rooms");  // it asks by itself
+        EXPECT_EQ(heard, line);
+        server.send_line("SAY alice " + line);
+    }
+
+    // Breaks the connection. (It may have been broken before.)
+    void lose() {
+        server.reset();
+        wait("trying again");
+    }
+
+    // Waits for the client to connect again, and asks it for its name.
+    void take_back() {
+        server = listener->accept();
+        server.send_line("NICK Your name?");
+        server.expect_next(re("^alice$"));
+    }
+    void welcome_back() {
+        take_back();
+        server.send_line("WELCOME alice Welcome back.\nROOM public - - You are in public.");
+        wait("Welcome back.");
+    }
+
+    std::unique_ptr<Listener> listener;
+    Peer server;
+
+   private:
+    Typist(std::unique_ptr<Listener> from, const Lines& form, const std::string& room)
+        : OnScreen(client_path(), on_wide_screen(from->port(), form)),
+          listener(std::move(from)),
+          server(listener->accept()) {
+        server.send_line("WELCOME alice Welcome, alice.\nROOM " + room + " - You are there now.");
+        wait("You are there now.");
+    }
+    static Launch on_wide_screen(int port, const Lines& form) {
+        Launch launch = to_port(port, form);
+        launch.terminal = Window{40, 200};
+        return launch;
+    }
+    int told_ = 0;
+};
+
+TEST(ClientTyped, LineNeverBecomesAnAnswer) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.say("zero");
+        alice.type("half a ");
+        alice.wait("half a ");
+        alice.tell("PASS The password?");
+        alice.type("line\r");
+        if (form.empty()) {  // what was begun keeps the keyboard: it is sent when the question has been answered
+            alice.wait("Password: ");
+        } else {
+            alice.wait("That line was not sent");
+        }
+        alice.type("secret\r");
+        alice.server.expect_next(re("^secret$"));
+        EXPECT_FALSE(alice.terminal.shows("secret"));
+    }
+}
+
+TEST(ClientTyped, AheadIsNoAnswerEither) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("one\rtwo\rthree\r");
+        alice.server.expect_next(re("^one$"));
+        alice.tell("PASS The password?");
+        if (!form.empty()) {  // the kernel edits the line: it may have been begun before
+            alice.type("secret\r");
+            alice.wait("That line was not sent");
+        }
+        alice.type("secret\r");
+        alice.server.expect_next(re("^secret$"));
+        alice.tell("SAY alice one\nNEWPASS And a new one?");
+        alice.type("new secret\r");
+        alice.wait("once more");
+        alice.type("new secret\r");
+        alice.server.expect_next(re("^new secret$"));
+        alice.server.send_line("INFO Your password is changed.");
+        alice.hear("two");
+        alice.hear("three");
+    }
+}
+
+TEST(ClientTyped, AnswerNeverBecomesALine) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("secr");
+        if (form.empty()) alice.wait("****");
+        alice.lose();
+        alice.welcome_back();
+        alice.type("et\r");
+        alice.wait("not sent");
+        alice.say("hello");
+        EXPECT_FALSE(alice.terminal.shows("secr"));
+    }
+}
+
+TEST(ClientTyped, DraftForAnotherRoomWaitsForASecondEnter) {
+    for (const Lines& form : both_forms) {
+        Server server;
+        Peer bob(server.port(), "bob"), carol(server.port(), "carol");
+        bob.send_line("/create den 12345");
+        bob.expect("ROOM den");
+        Launch launch = to_port(server.port(), form);
+        launch.args.insert(launch.args.end(), {"--name", "alice"});
+        launch.terminal = Window{40, 200};
+        OnScreen alice(client_path(), launch);
+        alice.wait("Welcome, alice.");
+        alice.type("/join den 12345\r");
+        alice.wait("You are in den.");
+        alice.type("for den alone");
+        alice.wait("for den alone");
+        bob.send_line("/kick alice");
+        alice.wait("kicked by bob");
+        carol.expect("LEAVE alice");
+        carol.expect("JOIN alice");
+        alice.type("\r");
+        alice.wait("You are in public now");
+        carol.send_line("it is quiet here");
+        alice.wait("it is quiet here");
+        alice.type("\r");
+        carol.expect_next("SAY carol it is quiet here");
+        carol.expect_next("SAY alice for den alone");
+    }
+}
+
+TEST(ClientTyped, LinesWaitForTheWayBackIntoTheirRoom) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form, "den 12345");
+        alice.say("zero");
+        alice.type("one\r");
+        alice.server.expect_next(re("^one$"));  // it may have been heard, or not: nobody knows
+        alice.lose();
+        alice.type("two\rthree\r");
+        alice.wait(form.empty() ? "of your lines wait" : "That line waits");
+        alice.welcome_back();
+        alice.server.expect_next(re("^/join den 12345$"));
+        alice.server.send_line("ROOM den 12345 - You are in den again.");
+        for (const char* line : {"one", "two", "three"}) alice.hear(line);
+        alice.say("four");
+    }
+}
+
+TEST(ClientTyped, LinesForARoomThatIsGoneAreToldAndSaidNowhere) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form, "den 12345");
+        alice.say("zero");
+        alice.lose();
+        alice.type("one\rtwo\r");
+        alice.wait(form.empty() ? "2 of your lines wait" : "That line waits");
+        alice.welcome_back();
+        alice.server.expect_next(re("^/join den 12345$"));
+        alice.tell("SAY bob and nothing is sent before that is answered");
+        alice.tell("ERR There is no such room.");
+        alice.wait("You are in public now: 2 lines were not sent; the last one that was: zero");
+        alice.type("three\r");
+        if (!form.empty()) {  // the kernel edits the line: it may have been begun before
+            alice.wait("You are in public now: Enter");
+            alice.type("\r");
+        }
+        alice.hear("three");
+    }
+}
+
+TEST(ClientTyped, CommandsOfTheRoomListWaitToo) {
+    Typist alice({});
+    alice.type("\33OQ");
+    alice.server.expect_next(re("^/rooms$"));
+    alice.server.send_line("ROOMS 0 rooms\nERR seen");
+    alice.wait("seen");
+    alice.lose();
+    alice.type("cden\r12345\r");
+    alice.wait("1 of your lines wait");
+    alice.welcome_back();
+    alice.server.expect_next(re("^/create den 12345$"));
+}
+
+TEST(ClientTyped, PasteOutlivesTheServer) {
+    for (const Lines& form : both_forms) {
+        std::optional<Server> server(std::in_place, ServerOptions{.rate = 40});
+        const std::string port = std::to_string(server->port());
+        std::optional<Peer> bob(std::in_place, server->port(), "bob");
+        Launch launch = to_port(server->port(), form);
+        launch.args.insert(launch.args.end(), {"--name", "alice"});
+        OnScreen alice(client_path(), launch);
+        alice.wait("Welcome, alice.");
+        const std::string lines = numbered("line ", 1, 200);
+        alice.type(form.empty() ? "\33[200~" + lines + "\33[201~\r" : lines);
+        for (int i = 1; i <= 50; ++i) bob->expect("SAY alice line " + std::to_string(i));
+        server->signal(SIGKILL);
+        EXPECT_EQ(server->wait_exit(), -SIGKILL);
+        int said = 50;
+        for (const std::string& line : bob->expect_closed()) {
+            if (line == "SAY alice line " + std::to_string(said + 1)) ++said;
+        }
+        Server again({.args = {"--port", port}});
+        Peer carol(again.port(), "carol");
+        alice.wait("line 200");
+        carol.expect("JOIN alice");
+        const std::string first = carol.expect_next(starts("SAY alice line "));
+        int next = std::stoi(first.substr(std::string("SAY alice line ").size()));
+        EXPECT_LE(next, said + 1);
+        EXPECT_GE(next, said);  // one may be said twice: only bob has seen that it was
+        while (next < 200) carol.expect_next("SAY alice line " + std::to_string(++next));
+        server.reset();
+    }
+}
+
+TEST(ClientTyped, SecretThatWasCancelledIsGone) {
+    Typist alice({});
+    alice.type("\33OQ");
+    alice.server.expect_next(re("^/rooms$"));
+    alice.server.send_line("ROOMS 0 rooms\nERR seen");
+    alice.wait("seen");
+    alice.type("x");
+    alice.wait("its exit code: ");
+    alice.type("54321");
+    alice.wait("*****");
+    alice.type("\33");
+    alice.wait_gone("its exit code: ");
+    alice.type("\33");
+    alice.wait_gone("c Create");
+    alice.type("\33[200~one\rtwo\33[201~");
+    alice.wait("Send 2 lines?");
+    EXPECT_FALSE(alice.terminal.shows("54321"));
+    alice.type("\r");
+    alice.hear("one");
+    alice.hear("two");
+}
+
+TEST(ClientTyped, PasswordIsKeptOnceItIsAccepted) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("old secret\r");
+        alice.server.expect_next(re("^old secret$"));
+        for (const std::string answer : {"ERR It is too short.", "INFO Your password is changed."}) {
+            const std::string typed = answer.starts_with("ERR") ? "short" : "new secret";
+            alice.tell("NEWPASS A new one?");
+            alice.type(typed + "\r");
+            alice.wait("once more");
+            alice.process.mark();
+            alice.type(typed + "\r");
+            alice.server.expect_next([&](std::string_view line) { return line == typed; });
+            alice.tell(answer);
+        }
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("typo\r");
+        alice.server.expect_next(re("^typo$"));
+        alice.lose();
+        alice.take_back();
+        alice.server.send_line("PASS The password?");
+        alice.server.expect_next(re("^new secret$"));
+    }
+}
+
+TEST(ClientTyped, EmptyAnswerEndsTheQuestion) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("\r");
+        alice.server.expect_next(re("^$"));
+        alice.tell("INFO Your password is as it was.");
+        alice.say("hello");
+    }
+}
+
+TEST(ClientTyped, ServerThatIsFullIsTriedAgain) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.lose();
+        {
+            Peer full = alice.listener->accept();
+            full.send_line("REFUSE The server is full.");
+            full.expect_closed();
+        }
+        alice.welcome_back();
+        alice.say("hello");
+    }
+}
+
+TEST(ClientTyped, OnlyWhatTheProtocolAllowsGoesBackToTheServer) {
+    const std::vector<std::pair<std::string, std::string>> rooms = {{"den 12345", "/join den 12345"},
+                                                                    {"den 123456", "/join den"},
+                                                                    {"den /kick", "/join den"},
+                                                                    {"../den 12345", ""}};
+    for (const auto& [room, join] : rooms) {
+        Typist alice({"--plain"}, room);
+        alice.lose();
+        alice.welcome_back();
+        if (!join.empty()) {
+            alice.server.expect_next([&, wanted = join](std::string_view line) { return line == wanted; });
+            alice.tell("ERR No.");
+            alice.type("hello\r");
+            alice.wait("You are in public now: Enter");
+            alice.type("\r");
+            alice.hear("hello");
+        } else {
+            alice.say("hello");
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // What the words of the protocol look like
 
 TEST(ClientShows, EachWordInItsOwnWay) {
@@ -502,6 +841,13 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         {{"127.0.0.1", "65536"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "http"}, "a port is a number from 1 to 65535"},
         {{"127.0.0.1", "1", "more"}, "unexpected argument 'more'"},
+        {{""}, "the host is missing"},
+        {{":1"}, "the host is missing"},
+        {{"127.0.0.1:1", "1"}, "there are two ports"},
+        {{"127.0.0.1:12345", "1"}, "there are two ports"},
+        {{"[::1]x1"}, "a port is a number from 1 to 65535"},
+        {{"[::1]:1", "1"}, "there are two ports"},
+        {{"--list", "extra"}, "--list takes no host"},
     };
     for (const auto& [args, message] : wrong) {
         Process client(client_path(), {.args = args});
@@ -510,6 +856,33 @@ TEST(ClientOptions, ThatAreWrongAreToldWithStatusTwo) {
         EXPECT_NO_THROW(client.wait_error(message));
         EXPECT_NO_THROW(client.wait_error("--help shows the options\n"));
     }
+}
+
+// Runs the client in a shell, as "$0", with what stands behind it; it ends with 1, and says why.
+void expect_told(const std::string& command, const Pattern& why) {
+    Process shell("/bin/sh", {.args = {"-c", "\"$0\" " + command, client_path()}});
+    EXPECT_EQ(shell.wait_exit(), 1) << command;
+    EXPECT_NO_THROW(shell.wait_error(why)) << command;
+}
+
+TEST(ClientEnds, WhenItsInputOrOutputIsClosedOrFull) {
+    Server server;
+    const std::string alice = "--name alice 127.0.0.1 " + std::to_string(server.port());
+    expect_told("--plain 127.0.0.1 " + std::to_string(server.port()) + " <&-", "the input ended before the login");
+    expect_told(alice + " >&-", "write: ");
+    if (access("/dev/full", W_OK) != 0) return;
+    expect_told("--help >/dev/full", "write: ENOSPC");
+    expect_told("--version >/dev/full", "write: ENOSPC");
+    expect_told(alice + " >/dev/full", "write: ENOSPC");
+}
+
+TEST(ClientEnds, WhenTheServerSaysNothing) {
+    Listener another_program;
+    const auto start = harness::Clock::now();
+    Piped client(another_program.port());
+    EXPECT_EQ(client.wait_exit(), 1);
+    client.wait_error("connected, but nothing was said within 5 seconds: is that a chat server?");
+    EXPECT_GT(harness::Clock::now() - start, std::chrono::milliseconds(4900));
 }
 
 TEST(ClientOptions, APortThatIsTypedIsCheckedToo) {

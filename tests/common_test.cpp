@@ -702,9 +702,21 @@ TEST(Addresses, HaveOneForm) {
     EXPECT_EQ(normal_address("::FFFF:10.0.0.1"), "::ffff:10.0.0.1");
 }
 
+TEST(Addresses, OfANetworkHaveOneFormToo) {
+    EXPECT_EQ(normal_address("10.1.2.3/16"), "10.1.0.0/16");
+    EXPECT_EQ(normal_address("10.255.255.255/9"), "10.128.0.0/9");
+    EXPECT_EQ(normal_address("10.1.2.3/32"), "10.1.2.3");
+    EXPECT_EQ(normal_address("10.1.2.3/0"), "0.0.0.0/0");
+    EXPECT_EQ(normal_address("2001:DB8:FFFF::1/33"), "2001:db8:8000::/33");
+    EXPECT_EQ(network_of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+    EXPECT_EQ(network_of("10.1.2.3"), "10.1.2.3");
+}
+
 TEST(Addresses, AreNothingElse) {
-    for (const char* text : {"", "bob", "1", "1.2.3", "1.2.3.4.5", "256.1.1.1", "1.2.3.4 ", " 1.2.3.4", "1.2.3.4/8",
-                             "1.2.3.4:80", ":::", "::g", "[::1]", "fe80::1%eth0", "1:2:3:4:5:6:7:8:9"}) {
+    for (const char* text :
+         {"",         "bob",        "1",          "1.2.3",     "1.2.3.4.5", "256.1.1.1",    "1.2.3.4 ",
+          " 1.2.3.4", "1.2.3.4/",   "1.2.3.4/33", "1.2.3.4/x", "1.2.3/8",   "::/129",       "::/-1",
+          "::/8/8",   "1.2.3.4:80", ":::",        "::g",       "[::1]",     "fe80::1%eth0", "1:2:3:4:5:6:7:8:9"}) {
         EXPECT_EQ(normal_address(text), "") << text;
     }
 }

@@ -365,7 +365,7 @@ TEST(ComingBack, HappensInThePlainFormOnATerminalToo) {
     Peer again = listener.accept();
     again.send_line("NICK Your name?");
     again.expect_next(re("^alice$"));
-    again.send_line("WELCOME alice Welcome.");
+    again.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.");
     again.expect_next(re("^/join den$"));
     for (const char* reason : {"SHUTDOWN The end."}) again.send_line(std::string("BYE ") + reason);
     EXPECT_EQ(client.wait_exit(), 1);

@@ -268,6 +268,86 @@ TEST(Rooms, MadeAtTheStartNeedGoodNames) {
     }
 }
 
+TEST(Topic, IsToldToMembersAndToWhoeverEnters) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
+    go(alice, "/create den");
+    go(bob, "/join den");
+    settle({&alice, &carol});
+    alice.send_line("/topic  task 3, page 12 ");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next(re("^TOPIC den task 3, page 12$"));
+    EXPECT_EQ(answers_to(carol, "/join den").at(3), "TOPIC den task 3, page 12");
+    EXPECT_EQ(answers_to(bob, "/who").back(), "TOPIC den task 3, page 12");
+    settle({&alice, &bob});
+    alice.send_line("/topic");
+    for (Peer* peer : {&alice, &bob, &carol}) peer->expect_next(re("^TOPIC den $"));
+    EXPECT_FALSE(any_contains(answers_to(bob, "/who"), "TOPIC"));
+    EXPECT_TRUE(contains(log_of(server), "den -- alice sets the topic: task 3, page 12\n"));
+}
+
+TEST(Topic, IsTheOwnersAndInPublicTheAdminsAndTheOperators) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    settle({&alice, &bob});
+    const std::string refused = "ERR Only the room's owner may use /topic [TEXT];";
+    expect_answers(bob, {{"/topic mine", refused}});
+    admin.send_line("/topic by the admin");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the admin");
+    server.write("/topic by the operator\n");
+    for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the operator");
+    go(alice, "/create den");
+    go(bob, "/join den");
+    expect_answers(bob, {{"/topic mine", refused}});
+    settle({&alice});
+    admin.send_line("/block alice");
+    admin.expect("INFO What alice says");
+    expect_answers(alice, {{"/topic rude", "ERR You are blocked"}});
+    EXPECT_EQ(bob.lines_until_echo(), Lines{});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Who is where
+
+TEST(Who, OfAllListsEveryRoomAndMarksTheBlockedForTheAdmin) {
+    Server server({.args = {"--rooms", "lab"}});
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    go(alice, "/create den 12345");
+    expect_answers(admin, {{"/block bob", "INFO What bob says"}});
+    EXPECT_EQ(answers_to(alice, "/who all"),
+              (Lines{"INFO public (2): bob admin", "INFO lab (0):", "INFO den (1): alice"}));
+    EXPECT_EQ(answers_to(admin, "/who ALL").front(), "INFO public (2): bob* admin");
+    EXPECT_EQ(answers_to(admin, "/who"), Lines{"WHO public 2 bob admin"}) << "names alone, for programs";
+    server.write("/who all\n");
+    server.wait_output("-- public (2): bob* admin\n");
+}
+
+TEST(Who, OfANameTellsWhereAndForHowLongAndTheAdminFromWhere) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
+    go(bob, "/create den");
+    settle({&alice});
+    const std::string since = "connected since [0-9-]{10} [0-9:]{8} [^ ]+, silent for [0-9] seconds\\.$";
+    alice.send_line("/who BOB");
+    alice.expect_next(re("^INFO bob is in den, " + since));
+    expect_answers(admin, {{"/block bob", "INFO What bob says"}});
+    admin.send_line("/who bob");
+    admin.expect_next(re("^INFO bob\\* \\(blocked\\) is in den, from 127\\.0\\.0\\.1, " + since));
+    expect_answers(alice, {{"/who nobody", "ERR Nobody here is called nobody."},
+                           {"/who server", "INFO server is the operator, at the server's own terminal."}});
+    server.write("/who alice\n");
+    server.wait_output(re("-- alice is in public, from 127.0.0.1, " + since));
+    const auto silent_for_a_second = [&] {  // what was not a line does not count
+        bob.send_raw("x");
+        alice.send_line("/who bob");
+        return !contains(alice.expect(starts("INFO bob is in den")), "silent for 0 seconds");
+    };
+    EXPECT_TRUE(eventually(silent_for_a_second));
+    bob.send_line("");
+    bob.lines_until_echo();
+    alice.send_line("/who bob");
+    alice.expect_next(re("silent for 0 seconds\\.$"));
+}
+
 TEST(Codes, AreSeenByMembersAlone) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
@@ -327,6 +407,10 @@ TEST(Close, ByTheAdminFollowsTheRule) {
     EXPECT_TRUE(any_contains(answers_to(alice, "/rooms"), " lab 0 server ")) << "the server's rooms stay";
     settle({&admin, &bob});
     admin.send_line("/close");
+    admin.expect_next(
+        "INFO That shuts the server down, for everyone in all rooms. To do it, type the same again within");
+    settle({&alice, &bob});
+    admin.send_line("/close");
     for (Peer* peer : {&alice, &bob, &admin})
         EXPECT_EQ(peer->expect_eof().back(), "BYE SHUTDOWN The server shuts down.");
     EXPECT_EQ(server.wait_exit(), 0);
@@ -359,6 +443,7 @@ TEST(Kick, OfWhomItIsNotForHasItsAnswer) {
                            {"/kick bob now", "ERR Nobody here is called bob now."},
                            {"/kick admin", "ERR That is the admin."},
                            {"/kick server", "ERR That is the operator, at the server's own terminal."}});
+    expect_answers(bob, {{"/kick alice", "ERR Only the admin can disconnect people."}});
     go(admin, "/leave");
     for (const std::string command : {"/kick", "/fire", "/out"}) {
         expect_answers(admin, {{command, "ERR The form is: " + command + " NAME"},
@@ -415,9 +500,10 @@ TEST(Rights, AreRefusedToThoseWithoutThem) {
         answers.emplace_back(command, refused("the admin", command + " NAME"));
     }
     expect_answers(alice, answers);  // an owner
-    answers.emplace_back("/kick alice", refused("the room's owner", "/kick NAME"));
     answers.emplace_back("/close", refused("the room's owner", "/close"));
+    answers.emplace_back("/kick alice", "ERR Only the admin can disconnect people.");
     expect_answers(bob, answers);  // in public
+    answers.back().second = refused("the room's owner", "/kick NAME");
     go(bob, "/join den");
     expect_answers(bob, answers);  // a member
 }
@@ -469,6 +555,7 @@ TEST(Operator, MayDoAllThatTheAdminMay) {
     EXPECT_EQ(admin.expect_eof().back(), "BYE KICK You were kicked by server.");
     type("/reset", "-- Everyone is in public");
     alice.expect_next("INFO The room was reset by server.");
+    type("/close", "That shuts the server down, for everyone in all rooms. To do it, type the same again");
     type("/close", "the server has shut down.");
     EXPECT_EQ(server.wait_exit(), 0);
 }
@@ -543,28 +630,63 @@ TEST(Block, IsForNamesAndOnce) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Who is silent, and who has vanished
 
-TEST(Idle, DisconnectsTheSilentButOwnersAndTheAdmin) {
+const Pattern move_warning = starts("INFO You have said nothing for a while. Say something, or you will be moved to");
+const Pattern end_warning =
+    starts("INFO You have said nothing for a while. Say something, or you will be disconnected");
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+TEST(Idle, MovesTheSilentOutOfAClientsRoomButTheOwnerAndTheAdmin) {
     Server server({.args = {"--idle", "2"}});
-    Peer admin = admin_of(server), owner(server.port(), "owner"), talker(server.port(), "talker");
+    Peer admin = admin_of(server), owner(server.port(), "owner"), listener(server.port(), "listener");
+    Peer talker(server.port(), "talker"), silent(server.port(), "silent");
     go(owner, "/create den");
-    settle({&admin, &talker});
+    for (Peer* peer : {&admin, &talker}) go(*peer, "/join den");
+    settle({&admin, &owner, &talker});
     const Clock::time_point start = Clock::now();
-    Peer silent(server.port(), "silent");
-    const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
-    const Pattern warning = starts("INFO You have said nothing for a while. Say something, or you will be disconn");
+    go(silent, "/join den");
     for (const std::string& sign_of_life : {std::string(), std::string("/time"), std::string(5000, 'x')}) {
-        talker.expect(warning);
+        talker.expect(move_warning);
         talker.send_line(sign_of_life);
     }
-    silent.expect_next(warning);
-    EXPECT_GE(seconds(), 1);
-    EXPECT_EQ(silent.expect_eof(), Lines{"BYE IDLE You have said nothing for too long."});
-    EXPECT_GE(seconds(), 2);
-    admin.expect("LEAVE silent was timed out.");
+    silent.expect_next(move_warning);
+    EXPECT_GE(seconds_since(start), 1);
+    silent.expect_next("INFO You have said nothing for too long: you are moved to public.");
+    silent.expect_next(starts("ROOM public "));
+    EXPECT_GE(seconds_since(start), 2);
+    admin.expect("LEAVE silent was silent for too long.");
+    listener.expect("JOIN silent joined.");
     talker.send_line("I am here");
     admin.expect("SAY talker I am here");
-    EXPECT_GE(seconds(), 3);
-    for (Peer* peer : {&admin, &owner}) EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    EXPECT_GE(seconds_since(start), 3);
+    for (Peer* peer : {&admin, &owner, &listener}) {
+        EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    }
+    talker.expect("SAY talker I am here");
+    talker.expect_next(move_warning);
+    talker.expect_next(starts("INFO You have said nothing for too long"));
+    EXPECT_FALSE(any_contains(silent.lines_until_echo(), "You have said nothing")) << "in public";
+}
+
+TEST(Idle, DisconnectsInPublicAndTheServersRoomsOnlyWhereTheServerWantsTheSeatsBack) {
+    Server server({.args = {"--idle-public", "2", "--idle", "0", "--rooms", "lab"}});
+    Peer admin = admin_of(server), owner(server.port(), "owner"), guest(server.port(), "guest");
+    go(owner, "/create den");
+    go(guest, "/join den");
+    settle({&owner, &admin});
+    const Clock::time_point start = Clock::now();
+    Peer silent(server.port(), "silent"), worker(server.port(), "worker");
+    go(worker, "/join lab");
+    for (Peer* peer : {&silent, &worker}) {
+        peer->expect(end_warning);
+        EXPECT_GE(seconds_since(start), 1);
+        EXPECT_EQ(peer->expect_eof(), Lines{"BYE IDLE You have said nothing for too long."});
+        EXPECT_GE(seconds_since(start), 2);
+    }
+    admin.expect("LEAVE silent was timed out.");
+    for (Peer* peer : {&admin, &owner, &guest}) {
+        EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
+    }
 }
 
 #ifdef __linux__
@@ -718,7 +840,7 @@ std::set<std::string> commands_in(const Lines& help) {
 
 const std::set<std::string> for_users{"help",  "who",  "rooms", "create", "join", "leave", "me",   "msg",
                                       "reply", "time", "quote", "ignore", "echo", "quit",  "exit", "shutdown"};
-const std::set<std::string> for_owners{"kick", "close"};
+const std::set<std::string> for_owners{"kick", "close", "topic"};
 const std::set<std::string> for_admins{"unregister", "fire",  "out",     "ban",  "unban",
                                        "bans",       "block", "unblock", "reset"};
 
@@ -770,7 +892,7 @@ TEST(Help, NamesTheNearestOfWhatOneMayUse) {
     expect_answers(alice, {{"/jion den", "ERR There is no command /jion; did you mean /join ROOM [CODE]?"},
                            {"/ROMS", "ERR There is no command /ROMS; did you mean /rooms?"},
                            {"/craete den", "ERR There is no command /craete; did you mean /create NAME [CODE]?"},
-                           {"/whoo", "ERR There is no command /whoo; did you mean /who?"},
+                           {"/whoo", "ERR There is no command /whoo; did you mean /who [NAME]?"},
                            {"/blok bob", "ERR There is no command /blok; /help lists them."},
                            {"/nonsense", "ERR There is no command /nonsense; /help lists them."}});
     expect_answers(admin, {{"/blok bob", "ERR There is no command /blok; did you mean /block NAME?"}});

@@ -138,7 +138,7 @@ TEST(Password, ThatIsWrongThreeTimesClosesTheConnection) {
 TEST(Password, MayBeRightAtTheThirdTry) {
     Server server;
     Peer peer(server.port());
-    peer.send_raw("admin\n\nLETMEIN\n" + server.password() + "\n");
+    peer.send_raw("admin\n \nLETMEIN\n" + server.password() + "\n");
     peer.expect(starts("WELCOME admin "));
 }
 
@@ -302,26 +302,47 @@ TEST(Commands, AreNotSaidAndTheirNamesHaveNoCase) {
                            {"/Echo Hi", "ECHO Hi"},
                            {"/nonsense", "ERR There is no command /nonsense;"},
                            {"/", "ERR There is no command /;"},
-                           {"//who", "ERR There is no command //who;"},
-                           {" /who", "SAY alice  /who"}});
-    EXPECT_EQ(bob.lines_until_echo(), Lines{"SAY alice  /who"});
+                           {"  /who", "WHO public 2 alice bob"},
+                           {"\t/echo  Hi ", "ECHO Hi"},
+                           {"/ who", "ERR There is no command /;"}});
+    EXPECT_EQ(bob.lines_until_echo(), Lines{});
+}
+
+TEST(Commands, AreSaidAfterASecondSlash) {
+    Server server;
+    Peer alice(server.port(), "alice"), bob(server.port(), "bob");
+    alice.expect("JOIN bob");
+    expect_answers(alice, {{"//etc/passwd", "SAY alice /etc/passwd"},
+                           {"  //quit", "SAY alice /quit"},
+                           {"///", "SAY alice //"},
+                           {"not /who", "SAY alice not /who"}});
+    EXPECT_EQ(bob.lines_until_echo(),
+              (Lines{"SAY alice /etc/passwd", "SAY alice /quit", "SAY alice //", "SAY alice not /who"}));
+    alice.send_line("/help");
+    EXPECT_TRUE(contains(alice.lines_until_echo().back(), "//text says /text"));
 }
 
 TEST(Commands, GivenInTheWrongFormAreExplained) {
     Server server;
     Peer admin = admin_of(server);
-    expect_answers(admin, {{"/me", "ERR The form is: /me TEXT"},
-                           {"/echo  ", "ERR The form is: /echo TEXT"},
-                           {"/msg", "ERR The form is: /msg NAME TEXT"},
-                           {"/msg admin ", "ERR The form is: /msg NAME TEXT"},
-                           {"/reply", "ERR The form is: /reply TEXT"},
-                           {"/ignore", "ERR The form is: /ignore NAME"},
-                           {"/kick", "ERR The form is: /kick NAME"},
-                           {"/fire", "ERR The form is: /fire NAME"},
-                           {"/ban", "ERR The form is: /ban NAME-OR-ADDRESS"},
-                           {"/unban", "ERR The form is: /unban NAME-OR-ADDRESS"},
-                           {"/ban not-a-name", "ERR That is neither an address nor a name that can be banned."},
-                           {"/unban 1.2.3", "ERR That is neither an address nor a name that can be banned."}});
+    expect_answers(admin,
+                   {{"/me", "ERR The form is: /me TEXT"},
+                    {"/echo  ", "ERR The form is: /echo TEXT"},
+                    {"/msg", "ERR The form is: /msg NAME TEXT"},
+                    {"/msg admin ", "ERR The form is: /msg NAME TEXT"},
+                    {"/reply", "ERR The form is: /reply TEXT"},
+                    {"/ignore", "ERR The form is: /ignore NAME"},
+                    {"/kick", "ERR The form is: /kick NAME"},
+                    {"/fire", "ERR The form is: /fire NAME"},
+                    {"/ban", "ERR The form is: /ban NAME-OR-ADDRESS"},
+                    {"/unban", "ERR The form is: /unban NAME-OR-ADDRESS"},
+                    {"/time now", "ERR The form is: /time"},
+                    {"/rooms den", "ERR The form is: /rooms"},
+                    {"/close den", "ERR The form is: /close"},
+                    {"/reset all", "ERR The form is: /reset"},
+                    {"/quit  bye", "ERR The form is: /quit"},
+                    {"/ban not-a-name", "ERR That is neither a name that can be banned, nor an address or a network."},
+                    {"/unban 1.2.3", "ERR That is neither a name that can be banned, nor an address or a network."}});
 }
 
 TEST(Commands, OfTheAdminAreRefusedToOthers) {
@@ -339,9 +360,9 @@ TEST(Help, ListsWhatOneMayUse) {
     Server server;
     Peer alice(server.port(), "alice"), admin = admin_of(server);
     alice.expect("JOIN admin");
-    Lines all{"help",   "who",  "rooms", "create", "join", "leave",      "me",       "msg",     "reply",
-              "ignore", "time", "quote", "echo",   "quit", "exit",       "shutdown", "kick",    "close",
-              "fire",   "out",  "ban",   "unban",  "bans", "unregister", "block",    "unblock", "reset"};
+    Lines all{"help", "who",   "rooms", "create", "join",       "leave",    "me",      "msg",   "reply", "ignore",
+              "time", "quote", "echo",  "quit",   "exit",       "shutdown", "kick",    "close", "topic", "fire",
+              "out",  "ban",   "unban", "bans",   "unregister", "block",    "unblock", "reset"};
     for (Peer* peer : {&alice, &admin}) {
         peer->send_line("/help");
         Lines help = peer->lines_until_echo();
@@ -409,7 +430,7 @@ TEST(PrivateMessage, ThatCannotBeDeliveredIsToldSo) {
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     alice.expect("JOIN bob");
     expect_answers(alice, {{"/reply hello", "ERR Nobody has sent you"},
-                           {"/msg nobody hello", "ERR Nobody here is called nobody"},
+                           {"/msg nobody hello", "ERR Nobody here is called nobody."},
                            {"/msg alice note to myself", "MSG alice alice note to myself"},
                            {"/reply another", "MSG alice alice another"}});
     bob.send_line("/msg alice bye");
@@ -460,7 +481,10 @@ TEST(Ignore, IsForOthersWhoAreHere) {
     alice.lines_until_echo();
     expect_answers(alice, {{"/ignore alice", "ERR Not yourself"},
                            {"/ignore server", "ERR Not yourself, and not the server."},
-                           {"/ignore nobody", "ERR Nobody here is called nobody"}});
+                           {"/ignore nobody", "ERR Nobody here is called nobody."}});
+    const Peer admin = admin_of(server);
+    alice.expect("JOIN admin");
+    expect_answers(alice, {{"/ignore ADMIN", "ERR The admin cannot be ignored."}});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -501,6 +525,7 @@ TEST(Ban, OfANameLastsOverARestartUntilItIsLifted) {  // promise 5
         expect_answer(admin, "/ban BOB", "INFO BOB is banned.");
         bob.expect("BYE BAN You were banned by admin.");
         bob.expect_eof();
+        admin.expect_next("INFO bob came from 127.0.0.1, as you do.");
         admin.expect_next("LEAVE bob was banned by admin.");
         expect_answers(admin, {{"/ban bob", "ERR bob is banned already."}, {"/ban absent", "INFO absent is banned."}});
         expect_banned(server, "Bob");
@@ -537,6 +562,70 @@ TEST(Ban, OfAnAddressDisconnectsAllWhoComeFromThere) {
     Peer(server.port(), there).login("bob");
 }
 
+TEST(Ban, OfANameTellsTheAddressAndHowToBanItToo) {
+    need_address(second_address);
+    Server server;
+    Peer admin = admin_of(server), bob(server.port(), {.from = second_address});
+    bob.login("bob");
+    admin.expect("JOIN bob");
+    expect_answer(admin, "/ban bob", "INFO bob is banned. /unban undoes it.");
+    admin.expect_next(re("^INFO bob came from 127\\.0\\.0\\.2: /ban 127\\.0\\.0\\.2 bans that too\\.$"));
+    bob.expect_eof();
+}
+
+TEST(Ban, OfTheAdminsOwnAddressIsAskedForTwice) {
+    Server server;
+    Peer admin = admin_of(server), bob(server.port(), "bob");
+    admin.expect("JOIN bob");
+    const std::string warning = "INFO You come from 127.0.0.1 yourself, and could not log in again. To do it, type the";
+    expect_answers(admin, {{"/ban 127.0.0.0/8", warning},
+                           {"/ban 127.0.0.1", warning},
+                           {"/bans", "INFO Bans: 0."},
+                           {"/ban 127.0.0.0/8", warning + " same again within ten seconds."}});
+    admin.send_line("/ban 127.0.0.0/8");
+    admin.expect_next("INFO 127.0.0.0/8 is banned.");
+    EXPECT_EQ(bob.expect_eof().back(), "BYE BAN You were banned by admin.");
+    expect_banned(server, "admin");
+    expect_at_terminal(server, {{"/unban 127.0.0.0/8", "-- 127.0.0.0/8 is no longer banned."},
+                                {"/ban 127.0.0.1", "-- 127.0.0.1 is banned."}});
+}
+
+TEST(Ban, OfANetworkHoldsForItsAddressesAlone) {
+    need_address(second_address);
+    Server server;
+    Peer admin = admin_of(server), bob(server.port(), {.from = second_address});
+    bob.login("bob");
+    admin.expect("JOIN bob");
+    admin.send_line("/ban 127.0.0.3/31");
+    admin.expect_next("INFO 127.0.0.2/31 is banned.");
+    admin.expect_next("LEAVE bob was banned");
+    expect_answers(admin, {{"/ban 127.0.0.2/31", "ERR 127.0.0.2/31 is banned already."},
+                           {"/ban 127.0.0.2/33", "ERR That is neither a name"}});
+    EXPECT_EQ(bob.expect_eof().back(), "BYE BAN You were banned by admin.");
+    expect_banned(server, "bob", {.from = second_address});
+    Peer(server.port(), "carol");
+    expect_answers(admin, {{"/unban 127.0.0.2/31", "INFO 127.0.0.2/31 is no longer banned."}});
+    Peer(server.port(), {.from = second_address}).login("bob");
+}
+
+TEST(Bans, OfLinesThatBanNobodyAreTold) {
+    TempDir dir;
+    const std::filesystem::path file = dir.path() / "bans";
+    write_file(file, "# a comment\nalice\n10.1.0\n2001:db8::/32 # a network\nbob, carol\n");
+    Server server({.args = {"--bans", file}});
+    const std::string why = ": no name, address or network; it bans nobody.";
+    for (const char* line : {", line 3", ", line 5"}) server.wait_output("-- " + file.string() + line + why);
+    EXPECT_EQ(count_in(server.output(), why), 2);
+    Peer admin = admin_of(server);
+    admin.lines_until_echo();
+    admin.send_line("/bans");
+    for (const std::string& line :
+         {std::string("alice"), file.string() + ", line 3" + why, std::string("2001:db8::/32 # a network"),
+          file.string() + ", line 5" + why, std::string("Bans: 2. Lines that ban nobody: 2.")}) {
+        admin.expect_next("INFO " + line);
+    }
+}
+
 TEST(Ban, OfAnAddressDisconnectsThoseWhoAreLoggingIn) {
     need_address(second_address);
     Server server;
@@ -553,8 +642,9 @@ TEST(Ban, IsNotForTheAdminNorTheServer) {
     Server server;
     Peer admin = admin_of(server);
     admin.lines_until_echo();
-    expect_answers(admin, {{"/ban admin", "ERR That is neither an address nor a name that can be banned."},
-                           {"/ban SERVER", "ERR That is neither an address nor a name that can be banned."}});
+    expect_answers(admin,
+                   {{"/ban admin", "ERR That is neither a name that can be banned, nor an address or a network."},
+                    {"/ban SERVER", "ERR That is neither a name that can be banned, nor an address or a network."}});
 }
 
 TEST(Bans, EditedByHandCountFromTheNextLogin) {
@@ -706,16 +796,17 @@ TEST(Operator, SpeaksInPrivate) {
 
 TEST(Operator, IsToldWhatIsWrong) {
     Server server;
-    expect_at_terminal(server, {{"/nonsense", "-- There is no command /nonsense;"},
-                                {"/msg nobody hello", "-- Nobody here is called nobody"},
-                                {"/kick", "-- The form is: /kick NAME"},
-                                {"/kick server", "-- That is yourself"},
-                                {"/ignore server", "-- Only a client"},
-                                {"/ban server", "-- That is neither an address nor a name that can be banned."},
-                                {"/quit", "-- Only a client"},
-                                {"/exit", "-- Only a client"},
-                                {std::string(5000, 'x'), "-- That line was too long."},
-                                {"/echo \x1B[2J", "-- \xEF\xBF\xBD[2J"}});
+    expect_at_terminal(server,
+                       {{"/nonsense", "-- There is no command /nonsense;"},
+                        {"/msg nobody hello", "-- Nobody here is called nobody"},
+                        {"/kick", "-- The form is: /kick NAME"},
+                        {"/kick server", "-- That is yourself"},
+                        {"/ignore server", "-- Only a client"},
+                        {"/ban server", "-- That is neither a name that can be banned, nor an address or a network."},
+                        {"/quit", "-- Only a client"},
+                        {"/exit", "-- Only a client"},
+                        {std::string(5000, 'x'), "-- That line was too long."},
+                        {"/echo \x1B[2J", "-- \xEF\xBF\xBD[2J"}});
 }
 
 TEST(Operator, IsNotNeeded) {

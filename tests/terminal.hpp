@@ -228,8 +228,9 @@ class Terminal {
     void put(int c, const std::string& text) {
         std::vector<Cell>& cells = grid()[static_cast<std::size_t>(row)];
         auto i = static_cast<std::size_t>(c);
+        bool first_half = !cells[i].text.empty() && i + 1 < cells.size() && cells[i + 1].text.empty();
         if (cells[i].text.empty() && i > 0 && !text.empty()) cells[i - 1].text = " ";
-        if (i + 1 < cells.size() && cells[i + 1].text.empty() && !text.empty()) cells[i + 1].text = " ";
+        if (first_half) cells[i + 1].text = " ";
         cells[i] = {text, style_};
     }
 

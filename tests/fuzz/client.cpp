@@ -23,6 +23,24 @@ void check(const Editor& editor) {
     require(std::string_view(editor.text()).starts_with(editor.before_cursor()), "the cursor is in the line");
 }
 
+// Returns the keys, written down, that come of bytes in pieces of so many.
+std::string keys_of(std::string_view bytes, std::size_t piece) {
+    Keys keys;
+    std::string all;
+    const auto write_down = [&](bool more) {
+        while (const std::optional<Typed> typed = keys.next(!more)) {
+            const std::string number = std::to_string(static_cast<int>(typed->key));
+            all += (typed->key == Key::text ? "" : '<' + number + '>') + typed->text;
+        }
+    };
+    for (; !bytes.empty(); bytes.remove_prefix(std::min(piece, bytes.size()))) {
+        keys.add(bytes.substr(0, piece));
+        write_down(true);
+    }
+    write_down(false);
+    return all;
+}
+
 // Types, as a terminal would send it; then draws what was typed.
 void type(Bytes bytes) {
     Keys keys;
@@ -36,7 +54,10 @@ void type(Bytes bytes) {
             check(editor);
         }
     };
-    for (std::size_t piece = 1 + bytes.byte() % 16; !bytes.empty();) {
+    const std::size_t piece = 1 + bytes.byte() % 16;
+    const std::string_view rest = bytes.rest();
+    require(keys_of(rest, piece) == keys_of(rest, rest.size()), "a key that comes in pieces is that key");
+    for (bytes = Bytes(reinterpret_cast<const std::uint8_t*>(rest.data()), rest.size()); !bytes.empty();) {
         keys.add(bytes.text(piece));
         press_all(false);
     }
