@@ -21,7 +21,7 @@ void save_history() {\
     if (options.history.empty()) return;\
     const std::string beside = options.history + ".new";\
     std::string text;\
-    for (const Said& said : public_room().history) text += said.line + '\\n';\
+    for (const auto& [key, line] : public_room().history) text += line + '\\n';\
     const Fd file(open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));\
     std::string_view rest = text;\
     while (!rest.empty()) {\
