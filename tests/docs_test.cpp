@@ -650,7 +650,7 @@ TEST(Functions, ThatTheDocumentsNameExist) {
 // Chapter 13, which leads through the real programs
 
 std::string part_a(const std::string& file) {
-    return between(read_file(file), "Part A: the chat", "Part B: what people rely on");
+    return between(read_file(file), "Part A: the chat", " Part B: what people rely on");
 }
 
 // Definitions of functions: a line that begins at the left, or within a class, with a type, a name and "(".
