@@ -13,7 +13,9 @@ B   := build
 OUT :=
 SERVER := $(OUT)server
 CLIENT := $(OUT)client
-TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
+# The suites that take longest come first: four run at a time, and then none of them is left to the end.
+LONGEST := $(patsubst %,tests/%_test.cpp,tutorial accounts rooms docs promises)
+TESTS  := $(patsubst %.cpp,$(B)/%,$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/*_test.cpp)))
 ifdef SANITIZE
 # Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself.
 OTHERS := $(filter-out %/common_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
@@ -145,9 +147,9 @@ steps: $(STEPS)  ## build the step programs of docs/tutorial
 PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
 EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
 SOLUTIONS := $(PATCHES) $(EDITS)
-$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch tests/apply.awk $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
-	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
+	@awk -f tests/apply.awk $< "$$(sed -n '1s/^--- //p' $<)" >$@ || { rm $@; exit 1; }
 $(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
 	@mkdir -p $(@D)
 	@sed -f $< server.cpp >$@

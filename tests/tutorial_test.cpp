@@ -531,6 +531,8 @@ TEST_P(Behaviour, IsAsTheTableSays) {
     const Case& c = GetParam();
     const auto check = behaviours.find(c.behaviour);
     ASSERT_NE(check, behaviours.end());
+    if (c.step == "Python" && Process("/usr/bin/env", {.args = {"python3", "--version"}}).wait_exit() != 0)
+        GTEST_SKIP() << "there is no python3";
     if (c.expected) return check->second(c);
     try {
         check->second(c);
