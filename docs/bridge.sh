@@ -16,7 +16,7 @@ mosquitto_sub -h "$broker" -p "$broker_port" -q 2 -R -v -t "$topic/+" -T "$topic
 subscriber=$!
 mosquitto_pub -h "$broker" -p "$broker_port" -q 2 -l -t "$topic/$here" <"$dir/said" &
 publisher=$!
-trap 'kill -KILL $subscriber $publisher 2>/dev/null; rm -r "$dir"' EXIT # TERM they ignore without a broker
+trap 'kill -KILL $subscriber $publisher 2>/dev/null; rm -r "$dir"' EXIT # now and then they ignore TERM
 trap exit INT TERM
 
 # What others heard is said here. Each line gets their name before it: none can begin with "/", and be a command.
