@@ -294,6 +294,7 @@ constexpr Form forms[] = {
     {"LEAVE", 1, "-- %1 %t", Style::faint},
     {"OWNER", 1, "-- %1 %t", Style::faint},
     {"ROOM", 3, "-- %t", Style::faint},
+    {"TOPIC", 1, "-- topic of %1: %t", Style::faint},
     {"WHO", 2, "-- %2 in %1: %t", Style::faint},
     {"ROOMS", 1, "-- %1 %t", Style::faint},
     {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t", Style::faint},
@@ -362,6 +363,7 @@ struct OwnLine {
     std::string text;
     std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
+    bool speaks = false;   // it comes back, if it is not refused
 };
 
 class Client {
@@ -377,7 +379,8 @@ class Client {
         std::thread writer([this] {
             name_thread("writer");
             Lock lock(mutex_);
-            if (wait_until(lock, [this] { return greeted_; })) write(lock);
+            changed_.wait(lock, [this] { return greeted_ || ended_; });
+            if (!ended_) write(lock);
         });
         writer.join();
         reader.join();
@@ -396,18 +399,11 @@ class Client {
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
 
-    // The writer: waits until something holds; false if the chat is over before.
-    template <typename Condition>
-    bool wait_until(Lock& lock, Condition holds) {
-        changed_.wait(lock, [&] { return ended_ || holds(); });
-        return !ended_;
-    }
-
     // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
         if (name_.empty() || waiting_.size() >= max_waiting) return false;
         const bool empty = trim(clean(text)).empty();  // the server would not answer that
-        if (!empty) waiting_.push_back({text, heading(), destination(text)});
+        if (!empty) waiting_.push_back(own_line(text));
         send_next();
         return true;
     }
@@ -478,7 +474,7 @@ class Client {
 
     // All that follows is guarded by the mutex.
     std::mutex mutex_;
-    std::condition_variable changed_;  // what wait_until() and reconnect() wait for
+    std::condition_variable changed_;  // what the writer and reconnect() wait for
     Question question_ = Question::none;
     std::deque<OwnLine> waiting_;  // not answered yet
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
@@ -541,27 +537,18 @@ class Client {
 
     // ---- Our lines
 
-    // Returns the command that a line is, in lower case; empty: it is said.
-    static std::string command_of(std::string_view line) {
-        line = trim(line);
-        const bool is_said = !line.starts_with('/') || line.starts_with("//");
-        return is_said ? "" : fold(take_word(line));
-    }
-
-    static bool speaks(std::string_view line) {
-        static const std::set<std::string> speaking = {"", "/me", "/msg", "/reply"};
-        return speaking.contains(command_of(line));
-    }
-
-    // Returns the room to which a line brings us, as OwnLine::leads_to.
-    static std::string destination(std::string_view line) {
-        const std::string command = command_of(line);
-        const std::string_view behind = trim(trim(line).substr(command.size())),
-                               room = behind.substr(0, behind.find(' '));
-        if (command == "/leave") return "public";
-        if (command == "/password") return "?";  // what is typed ahead may be an answer
-        if (command != "/join" && command != "/create") return "";
-        return valid_name(room) ? std::string(room) : "?";
+    OwnLine own_line(const std::string& text) const {
+        OwnLine line{text, heading(), ""};
+        std::string_view rest = trim(text);
+        const bool is_command = rest.starts_with('/') && !rest.starts_with("//");
+        const std::string command = fold(take_word(rest));
+        rest = trim(rest);
+        const std::string room(take_word(rest));
+        line.speaks = !is_command || command == "/me" || command == "/msg" || command == "/reply";
+        if (command == "/leave") line.leads_to = "public";
+        if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
+        if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
+        return line;
     }
 
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
@@ -570,12 +557,12 @@ class Client {
                                                            "JOIN", "LEAVE", "OWNER", "LIST"};
         if (message.word == "ERR") return true;
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
-        if (speaks(line.text)) return message.is_speech() && same_name(message.fields[0], name_);
+        if (line.speaks) return message.is_speech() && same_name(message.fields[0], name_);
         return !unasked.contains(message.word);
     }
 
     void confirm_line() {
-        if (speaks(waiting_.front().text)) last_said_ = waiting_.front().text;
+        if (waiting_.front().speaks) last_said_ = waiting_.front().text;
         waiting_.pop_front();
         sent_ = false;
     }
@@ -742,49 +729,51 @@ class PlainClient : public Client {
         : Client(std::move(target), std::move(name)), keyboard_(keyboard) {}
 
    private:
+    // What was true when a line may have been begun, which the kernel edits: when the one before it was done.
+    struct Begun {
+        Question question;
+        unsigned number;  // open_question()
+        std::string room;
+    };
+
     void show(const Message& message, Entry entry) override {
         if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
-    // What was begun hidden stays so, also when the question is over.
     void refresh() override {
         std::cout << std::flush;
         if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
-        set_terminal(std::max(question_, begun_for_) >= Question::password ? typing_hidden : original);
+        if (!begun_ && takes_line()) begun_ = Begun{question_, open_question(), heading()};
+        const Question begun_for = begun_ ? begun_->question : Question::none;  // what was begun hidden stays so
+        set_terminal(std::max(question_, begun_for) >= Question::password ? typing_hidden : original);
     }
 
-    // The kernel edits a line that is typed: it may have been begun at any time since the last one was read.
+    bool takes_line() const { return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle()); }
+
     void write(Lock& lock) override {
-        const auto takes_line = [this] {
-            return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle());
-        };
-        while (wait_until(lock, takes_line)) {
-            begun_for_ = question_;
-            const unsigned number = open_question();
-            const std::string room = heading();
+        while (changed_.wait(lock, [this] { return ended_ || begun_; }), !ended_) {
             lock.unlock();
             const std::optional<Line> line = keyboard_.read_line(stop_);
             lock.lock();
-            if (!line) return ended_ ? void() : end_input();
+            if (!line) return end_input();
             if (terminal_mode == typing_hidden) std::cout << '\n';
-            begun_for_ = Question::none;
-            enter_line(*line, number, room);
+            enter_line(*line, *std::exchange(begun_, std::nullopt));
             refresh();
         }
     }
 
-    void enter_line(const Line& line, unsigned number, const std::string& room) {
+    void enter_line(const Line& line, const Begun& begun) {
         if (line.too_long) {
             std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (typed_ && number != open_question()) {
+        } else if (typed_ && begun.number != open_question()) {
             show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
         } else if (open_question() != 0) {
             answer(line.text);
         } else if (is_quit(line.text)) {
             quit();
         } else {
-            say(line.text, typed_ ? room : heading());
+            say(line.text, typed_ ? begun.room : heading());
         }
     }
 
@@ -802,13 +791,14 @@ class PlainClient : public Client {
     }
 
     void end_input() {
+        if (ended_) return;
         if (!name_.empty()) return quit();
         end_chat("the input ended before the login was complete");
     }
 
     const bool typed_ = isatty(STDIN_FILENO) != 0;
-    Question begun_for_ = Question::none;  // the line that is typed now
-    std::string held_;                     // a line that was begun in another room
+    std::optional<Begun> begun_;  // the line that is typed now
+    std::string held_;            // a line that was begun in another room
     Keyboard& keyboard_;
 };
 
@@ -1315,13 +1305,16 @@ class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
 
-    // The next canvas is sent whole.
-    void invalidate() { shown_ = Canvas(0, 0); }
+    // The terminal may show anything: next time all is sent.
+    void invalidate() {
+        shown_ = Canvas(0, 0);
+        title_.clear();
+    }
 
-    // Makes the terminal show a canvas. `more` is sent with it: a bell, a title. Blocks until the terminal has taken
-    // it.
-    void show(Canvas canvas, const std::string& more) {
-        out_ = more;
+    // Makes the terminal show a canvas, and a title for its window. Blocks until the terminal has taken it.
+    void show(Canvas canvas, const std::string& title, bool bell) {
+        out_ = bell ? "\a" : "";
+        if (std::exchange(title_, title) != title) out_ += "\33]2;" + title + '\a';
         row_ = -1;
         if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
             out_ += "\33[m\33[2J";
@@ -1377,6 +1370,7 @@ class Display {
 
     bool colors_;
     Canvas shown_{0, 0};          // what the terminal shows
+    std::string title_;           // likewise
     std::string out_;             // what it is about to be sent
     int row_ = -1, column_ = -1;  // where its cursor is, if that is known
     Style style_ = Style::plain;  // and what it writes in
@@ -1435,10 +1429,9 @@ class Scrollback {
     bool follows() const { return !bottom_; }
     void follow() { bottom_.reset(); }
 
-    // The next line that is added will be the first one unread.
-    void mark() { mark_ = first_ + entries_.size(); }
+    // The next line that is added will be the first one unread, unless one is.
+    void mark() { mark_ = mark_.value_or(first_ + entries_.size()); }
     void unmark() { mark_.reset(); }
-    bool marked() const { return mark_.has_value(); }
 
     // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
     std::deque<Row> rows(int height, int columns) const {
@@ -1487,11 +1480,12 @@ class Scrollback {
         const Entry& entry = at(number);
         const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
         std::vector<Row> rows;
-        if (day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
+        const bool timed = entry.time != 0;
+        if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
             rows.push_back(ruled(day(entry.time), columns, Style::faint));
         }
         if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
-        const std::string stamp = columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
+        const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
         const int width = static_cast<int>(stamp.size());
         const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
         for (const std::string_view part :
@@ -1553,6 +1547,8 @@ class ScreenClient : public Client {
         : Client(std::move(target), std::move(name)), bell_when_(std::move(bell_when)), display_(colors) {
         screen_signal = &signal_;
         pace_ = 8ms;
+        std::istringstream help{std::string(info_text)};
+        for (std::string line; std::getline(help, line);) help_.add({.text = line});
     }
 
    private:
@@ -1631,10 +1627,7 @@ class ScreenClient : public Client {
         const bool whisper = message.word == "MSG";
         const bool mention = !whisper && has_word(message.text, name_);
         if (mention) entry.style = Style::mention;
-        if (is_away()) {
-            if (!scrollback_.marked()) scrollback_.mark();
-            ++unread_;
-        }
+        if (is_away()) scrollback_.mark(), ++unread_;
         const bool wanted =
             bell_when_ == "all" || (bell_when_ != "off" && whisper) || (bell_when_ == "mention" && mention);
         if (!wanted || Clock::now() - last_bell_ < bell_pause) return;
@@ -1644,11 +1637,10 @@ class ScreenClient : public Client {
 
     // Returns whether a name stands in a text as a word of its own.
     static bool has_word(std::string_view text, std::string_view name) {
-        std::string word;
-        for (const char c : std::string(text) + ' ') {
-            const bool part = is_letter(c) || is_digit(c);
-            if (!part && !word.empty() && same_name(word, name)) return true;
-            word = part ? word + c : "";
+        const std::string in = ' ' + fold(text) + ' ', word = fold(name);
+        const auto is_part = [&](std::size_t at) { return is_letter(in[at]) || is_digit(in[at]); };
+        for (std::size_t at = 0; (at = in.find(word, at + 1)) != std::string::npos;) {
+            if (!is_part(at - 1) && !is_part(at + word.size())) return true;
         }
         return false;
     }
@@ -1662,47 +1654,31 @@ class ScreenClient : public Client {
 
     // ---- What is typed (the writer)
 
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat.
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
             if (ours && reopen_screen.exchange(false)) {
                 set_terminal(whole_screen);
-                invalidate();
+                display_.invalidate();
             }
             refresh();
             const int limit = !ours                   ? 1000
                               : keys_.patience() >= 0 ? keys_.patience()
                               : view_ == View::rooms  ? refresh_wait
                                                       : -1;
+            std::array<pollfd, 3> polled{
+                {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
             lock.unlock();
-            const bool timeout = !wait(limit, ours);
+            const bool timeout = poll_any(polled, limit) == 0;
+            const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
             lock.lock();
+            if (gone) end_chat("the terminal is gone");
+            if (polled[1].revents != 0)
+                signal_.clear(), display_.invalidate();  // another size, or somebody else's for a while
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
-    }
-
-    // The terminal may show anything: all is sent again.
-    void invalidate() {
-        display_.invalidate();
-        title_.clear();
-    }
-
-    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
-    // Locks.
-    bool wait(int limit, bool ours) {
-        std::array<pollfd, 3> polled{
-            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
-        const int ready = poll_any(polled, limit);
-        if (ready <= 0) return ready < 0;
-        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
-        const Lock lock(mutex_);
-        if (polled[1].revents != 0) {  // the terminal may have another size, or have been somebody else's for a while
-            signal_.clear();
-            invalidate();
-        }
-        if (gone) end_chat("the terminal is gone");
-        return true;
     }
 
     void press(const Typed& typed) {
@@ -1710,7 +1686,7 @@ class ScreenClient : public Client {
         switch (typed.key) {
             case Key::focus_in: focused_ = true; return;
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
-            case Key::redraw: return invalidate();
+            case Key::redraw: return display_.invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
             case Key::suspend: kill(0, SIGTSTP); return;
             case Key::abort: kill(0, SIGQUIT); return;
@@ -1722,12 +1698,13 @@ class ScreenClient : public Client {
         status_.clear();
         if (typed.key != Key::tab) candidates_.clear();
         if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
-        switch (view_) {
-            case View::chat: return press_in_line(typed, line_);
-            case View::rooms: return press_in_rooms(typed);
-            case View::info: return press_in_info(typed);
-        }
+        if (view_ == View::chat) return press_in_line(typed, line_);
+        if (typed.key == Key::escape) view_ = View::chat;
+        if (view_ == View::rooms) return press_in_rooms(typed);
+        shown().scroll(-rows_down(typed.key), height_, columns_);
     }
+
+    Scrollback& shown() { return view_ == View::info ? help_ : scrollback_; }
 
     void click(const Typed& typed) {
         const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
@@ -1744,8 +1721,8 @@ class ScreenClient : public Client {
 
     void open(View view) {
         view_ = view;
-        first_row_ = 0;
         if (view == View::rooms) list_rooms();
+        if (view == View::info) help_.scroll(many, height_, columns_);
     }
 
     // Returns how many rows down a key goes, in whatever is shown; up is negative.
@@ -1882,26 +1859,23 @@ class ScreenClient : public Client {
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
         candidate_ = 0;
-        const bool at_start = completed_from_ == 0;
-        const char* behind = at_start ? ": " : " ";
-        if (at_start && before.starts_with('/')) {  // the page of help names all commands
+        const bool at_start = completed_from_ == 0, command = at_start && before.starts_with('/');
+        const std::string word = fold(before.substr(completed_from_));
+        const auto add = [&](std::string_view name) {
+            const std::string whole = std::string(name) + (at_start && !command ? ": " : " ");
+            const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
+            if (fold(whole).starts_with(word) && name != name_ && !known && candidates_.size() < 100)
+                candidates_.push_back(whole);
+        };
+        if (command) {  // the page of help names all commands
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
-                add_candidate(before, info_text.substr(at, info_text.find_first_of(" \n", at) - at), " ");
+                add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
             }
         } else if (fold(before).starts_with("/join ")) {
-            for (const ListedRoom& room : rooms_) add_candidate(before, room.name, " ");
+            for (const ListedRoom& room : rooms_) add(room.name);
         } else {
-            for (const auto& [key, name] : members_) {
-                if (name != name_) add_candidate(before, name, behind);
-            }
+            for (const auto& [key, name] : members_) add(name);
         }
-    }
-
-    void add_candidate(const std::string& before, std::string_view word, const char* behind) {
-        const std::string whole = std::string(word) + behind;
-        const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
-        const bool fits = fold(whole).starts_with(fold(before.substr(completed_from_)));
-        if (fits && !known && candidates_.size() < max_candidates) candidates_.push_back(whole);
     }
 
     // ---- The list of rooms, and the page of help
@@ -1925,7 +1899,6 @@ class ScreenClient : public Client {
 
     void press_in_rooms(const Typed& typed) {
         if (typed.key == Key::enter) return join();
-        if (typed.key == Key::escape) view_ = View::chat;
         if (typed.key != Key::text) return choose(rows_down(typed.key));
         press_button(typed.text[0]);
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
@@ -1976,11 +1949,6 @@ class ScreenClient : public Client {
         prompt_ = Prompt{label, secret, std::move(then)};
     }
 
-    void press_in_info(const Typed& typed) {
-        if (typed.key == Key::escape) view_ = View::chat;
-        first_row_ = static_cast<int>(std::clamp(first_row_ + rows_down(typed.key), 0L, many));
-    }
-
     // ---- Painting
 
     void draw() {
@@ -1993,22 +1961,12 @@ class ScreenClient : public Client {
         const int top = canvas.rows >= 3 ? 1 : 0;
         const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
         height_ = std::max(bottom - top, 1);
-        switch (view_) {
-            case View::chat: draw_chat(canvas, top, bottom); break;
-            case View::rooms: draw_rooms(canvas, top, bottom); break;
-            case View::info: draw_info(canvas, top, bottom); break;
-        }
+        view_ == View::rooms ? draw_rooms(canvas, top, bottom) : draw_lines(canvas, top, bottom);
         if (top > 0) draw_bar(canvas);
         if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
         draw_line(canvas);
-        display_.show(std::move(canvas), bell_and_title());
-    }
-
-    std::string bell_and_title() {
-        std::string text = std::exchange(bell_, false) ? "\a" : "";
-        const std::string title = (unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "") + room_ + " - Chatroom";
-        if (std::exchange(title_, title) != title) text += "\33]2;" + title + "\a";
-        return text;
+        const std::string news = unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "";
+        display_.show(std::move(canvas), news + room_ + " - Chatroom", std::exchange(bell_, false));
     }
 
     // Paints something that can be clicked; returns the column behind it.
@@ -2030,11 +1988,11 @@ class ScreenClient : public Client {
         button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
     }
 
-    void draw_chat(Canvas& canvas, int top, int bottom) {
-        const int margin = canvas.columns >= wide ? 20 : 0;
+    void draw_lines(Canvas& canvas, int top, int bottom) {
+        const int margin = view_ == View::chat && canvas.columns >= wide ? 20 : 0;
         columns_ = canvas.columns - margin;
-        if (!scrollback_.follows()) scrollback_.scroll(0, height_, columns_);  // older lines may be gone
-        const std::deque<Row> rows = scrollback_.rows(height_, columns_);
+        if (!shown().follows()) shown().scroll(0, height_, columns_);  // older lines may be gone
+        const std::deque<Row> rows = shown().rows(height_, columns_);
         for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
             canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
         }
@@ -2058,9 +2016,11 @@ class ScreenClient : public Client {
     }
 
     void draw_rooms(Canvas& canvas, int top, int bottom) {
-        static const std::vector<std::pair<std::string, Typed>> buttons = {
-            {" Enter Join ", {Key::enter}},      {" c Create ", {Key::text, "c"}}, {" r Reload ", {Key::text, "r"}},
-            {" x Exit code ", {Key::text, "x"}}, {" i Info ", {Key::text, "i"}},   {" Esc Back ", {Key::escape}}};
+        static const std::vector<std::pair<std::string, Typed>> buttons = {{" Enter Join ", {Key::enter}},
+                                                                           {" c Create ", {Key::text, "c"}},
+                                                                           {" r Reload ", {Key::text, "r"}},
+                                                                           {" x Exit code ", {Key::text, "x"}},
+                                                                           {" i Info ", {Key::text, "i"}}};
         int row = top, column = 0;
         for (const auto& [label, key] : buttons) {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
@@ -2092,20 +2052,6 @@ class ScreenClient : public Client {
         }
     }
 
-    void draw_info(Canvas& canvas, int top, int bottom) {
-        std::vector<std::string_view> rows;
-        for (std::string_view rest = info_text; !rest.empty();) {
-            const std::string_view line = rest.substr(0, rest.find('\n'));
-            rest.remove_prefix(std::min(line.size() + 1, rest.size()));
-            for (const std::string_view part : wrap(line, canvas.columns, canvas.columns)) rows.push_back(part);
-        }
-        first_row_ = std::clamp(first_row_, 0, std::max(static_cast<int>(rows.size()) - height_, 0));
-        for (int row = top; row < bottom; ++row) {
-            const auto index = static_cast<std::size_t>(first_row_ + row - top);
-            if (index < rows.size()) canvas.put(row, 0, rows[index], Style::plain);
-        }
-    }
-
     // Between the view and the line: what the person should know now.
     void draw_rule(Canvas& canvas, int row) {
         canvas.fill(row, "─", Style::faint);
@@ -2125,12 +2071,11 @@ class ScreenClient : public Client {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
         Prompt* asked = prompt();
-        if (asked == nullptr && view_ == View::rooms) {
-            canvas.put(row, 0, "The arrows choose a room, Enter joins it.", Style::faint);
-            return;
-        }
-        if (asked == nullptr && view_ == View::info) {
-            button(canvas, row, 0, " Esc Back ", {Key::escape});
+        if (asked == nullptr && view_ != View::chat) {
+            const int column = button(canvas, row, 0, " Esc Back ", {Key::escape});
+            const char* keys =
+                view_ == View::rooms ? " The arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
+            canvas.put(row, column, keys, Style::faint);
             return;
         }
         const Editor& editor = asked != nullptr ? asked->editor : line_;
@@ -2153,8 +2098,7 @@ class ScreenClient : public Client {
 
     static constexpr int refresh_wait = 3000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
-    static constexpr auto attention_span = 60s;  // whoever types nothing is idle, whatever we ask by ourselves
-    static constexpr std::size_t max_candidates = 100;
+    static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
     static constexpr long many = 1000000;             // rows: more than there are
     static constexpr int wide = 64;                   // columns from which on there is a margin
@@ -2167,7 +2111,7 @@ class ScreenClient : public Client {
     const std::string bell_when_;
     Display display_;
     View view_ = View::chat;
-    Scrollback scrollback_;
+    Scrollback scrollback_, help_;
     std::string owner_;                           // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
@@ -2179,14 +2123,13 @@ class ScreenClient : public Client {
     unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
     bool moving_ = false;                         // from the list of rooms to another one
     std::string status_;                          // shown until the next key
-    std::string title_;                           // of the window, as sent
     bool focused_ = true;                         // of the terminal's window, if it reports that
     bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
     bool bell_ = false;                           // is to be rung
     Clock::time_point last_bell_, last_click_, last_key_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
-    int first_row_ = 0;                    // that is shown of the rooms or the help
+    int first_row_ = 0;                    // of the rooms
     long chosen_ = 0;                      // the number of a room
     std::vector<ClickTarget> targets_;     // as drawn last
     std::vector<std::string> candidates_;  // for what is being completed
@@ -2205,7 +2148,6 @@ struct UsageError : std::runtime_error {
 
 struct Address {
     std::string host, port;
-    bool operator==(const Address&) const = default;
 };
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
@@ -2229,6 +2171,9 @@ struct Found {
     Address address;
     std::string people, title;
     bool password = false;
+    bool operator==(const Found& other) const {
+        return address.host == other.address.host && address.port == other.address.port;
+    }
 };
 
 // One of this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, among them.
@@ -2293,15 +2238,9 @@ std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, co
     return found;
 }
 
-void add_if_new(std::vector<Found>& all, const Found& found) {
-    constexpr std::size_t max_found = 64;
-    const bool known =
-        std::any_of(all.begin(), all.end(), [&](const Found& other) { return other.address == found.address; });
-    if (!known && all.size() < max_found) all.push_back(found);
-}
-
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
+    constexpr std::size_t max_found = 64;
     const std::vector<Network> networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
@@ -2316,7 +2255,9 @@ std::vector<Found> find_servers() {
             const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
-            if (const std::optional<Found> found = receive_answer(socket, nonce, networks)) add_if_new(all, *found);
+            const std::optional<Found> found = receive_answer(socket, nonce, networks);
+            const bool is_new = found && std::find(all.begin(), all.end(), *found) == all.end();
+            if (is_new && all.size() < max_found) all.push_back(*found);
         }
     }
     return all;

@@ -517,7 +517,7 @@ void say(const Lock& lock, const Client& from, std::string_view word, std::strin
         if (&room != from.room && !is_operator(from)) continue;
         sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n',
                             ignorers == chat.ignorers.end() ? std::vector<const Client*>() : ignorers->second});
-        room.history.push_back({from.key, in_history});
+        room.history.emplace_back(from.key, in_history);
         if (room.history.size() > history_lines) room.history.pop_front();
     }
     log_line(is_operator(from) ? "-" : from.room->name,
@@ -1370,9 +1370,7 @@ bool reject(Client& client, std::string_view last_line, std::string_view reason)
 std::optional<std::string> ask(Client& client, std::string_view question) {
     tell(client, concat(question, " An empty line goes back."));
     std::optional<std::string> answer = read_line(client);
-    if (!answer || !answer->empty()) return answer;
-    if (!client.name.empty()) tell(client, "INFO Your password is as it was.");
-    return std::nullopt;
+    return answer && !answer->empty() ? answer : std::nullopt;
 }
 
 // Asks for a password until check() finds no problem with the answer. False: there is none, or the connection is to
@@ -1425,7 +1423,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
-    if (asked) info(lock, user, changed ? "Your password is changed." : "Nothing was changed.");
+    info(lock, user, "Your password is ", changed ? "changed." : "as it was.");
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
@@ -1726,7 +1724,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
 bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
     if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
     user.asked_again = command;
-    user.ask_limit = Clock::now() + 10s;
+    user.ask_limit = Clock::now() + std::chrono::seconds(10);
     info(lock, user, warning, " To do it, type the same again within ten seconds.");
     return false;
 }

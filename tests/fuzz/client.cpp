@@ -66,9 +66,9 @@ void type(Bytes bytes) {
     const int column = canvas.put(canvas.rows - 1, 0, editor.text(), Style::plain, canvas.columns, 0);
     require(column >= 0, "what is drawn ends behind where it began");
     Display display(true);
-    display.show(canvas, "");
+    display.show(canvas, "", false);
     canvas.put(0, canvas.columns / 2, editor.text(), Style::error, canvas.columns, 3);
-    display.show(canvas, "\a");
+    display.show(canvas, "a title", true);
 }
 
 void read(Bytes bytes) {
