@@ -17,8 +17,9 @@ CLIENT := $(OUT)client
 LONGEST := $(patsubst %,tests/%_test.cpp,tutorial accounts rooms docs promises)
 TESTS  := $(patsubst %.cpp,$(B)/%,$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/*_test.cpp)))
 ifdef SANITIZE
-# Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself.
-OTHERS := $(filter-out %/common_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
+# Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself. The tutorial's
+# tests and the documents' are about other programs.
+OTHERS := $(filter-out %/common_test %/tutorial_test %/docs_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
 TESTS  := $(B)/tests/common_test
 endif
 ifdef ONLY
@@ -140,8 +141,6 @@ $(STEPS): %: %.o
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-steps: $(STEPS)  ## build the step programs of docs/tutorial
-
 # The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
 # commands for sed, which find their places also when it has changed elsewhere.
 PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
@@ -156,7 +155,8 @@ $(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
 $(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
 	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
-build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
+test: $(if $(filter build/tests/tutorial_test build/tests/docs_test,$(TESTS)),$(STEPS)) \
+	$(if $(filter build/tests/tutorial_test,$(TESTS)),$(SOLUTIONS))
 
 check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
 	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)
