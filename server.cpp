@@ -1370,9 +1370,7 @@ bool reject(Client& client, std::string_view last_line, std::string_view reason)
 std::optional<std::string> ask(Client& client, std::string_view question) {
     tell(client, concat(question, " An empty line goes back."));
     std::optional<std::string> answer = read_line(client);
-    if (!answer || !answer->empty()) return answer;
-    if (!client.name.empty()) tell(client, "INFO Your password is as it was.");
-    return std::nullopt;
+    return answer && !answer->empty() ? answer : std::nullopt;
 }
 
 // Asks for a password until check() finds no problem with the answer. False: there is none, or the connection is to
@@ -1425,7 +1423,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
-    if (asked) info(lock, user, changed ? "Your password is changed." : "Nothing was changed.");
+    info(lock, user, "Your password is ", changed ? "changed." : "as it was.");
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can

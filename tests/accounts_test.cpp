@@ -544,7 +544,7 @@ TEST(Unregister, OfSomebodyHereLeavesNoPasswordToChange) {
     server.wait_output("was unregistered by server.");
     alice.send_raw("/password\n" + tea + "\n" + tea + "2\n");
     alice.expect("ERR Your account was changed or ended meanwhile: the password was not changed.");
-    EXPECT_EQ(alice.lines_until_echo(), Lines{"INFO Nothing was changed."});
+    EXPECT_EQ(alice.lines_until_echo(), Lines{"INFO Your password is as it was."});
     EXPECT_EQ(home.lines().size(), 0U);
 }
 
