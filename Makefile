@@ -59,11 +59,11 @@ $(SERVER) $(CLIENT): $(OUT)%: $(B)/%.o
 $(B)/%.o: %.cpp $(B)/flags
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
-	$(Q)$(COMPILE) -MMD -MP -c $< -o $@
+	$(Q)$(COMPILE) $(UNOPTIMISED) -MMD -MP -c $< -o $@
 
 # Tests wait more than they work, and compile in half the time without optimisation; the harness searches megabytes.
 $(HELPER): UNOPTIMISED :=
-$(B)/tests/%.o: UNOPTIMISED := -O0
+$(B)/tests/%.o $(B)/docs/%.o: UNOPTIMISED := -O0
 $(B)/tests/%.o: tests/%.cpp $(B)/flags $(B)/gtest.log
 	@echo "  compile  $<"
 	@mkdir -p $(@D)
@@ -86,7 +86,7 @@ $(B)/gtest.log: $(B)/flags
 		echo "The tests need GoogleTest: apt-get install libgtest-dev, or brew install googletest pkg-config."; \
 		echo "If it is there, $@.new says why $(CXX) cannot use it."; exit 1; }
 
--include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/bench/*.d)
+-include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/bench/*.d $(B)/docs/tutorial/steps/*.d)
 .SECONDARY:
 
 # ---- Running ----
@@ -129,6 +129,40 @@ endif
 
 test: all $(TESTS)  ## build and run the tests (ONLY=rooms: of one file, FILTER='Suite.*': some, V=1: shows each)
 	@$(TEST_ENV) FILTER='$(FILTER)' V=$(V) sh tests/run.sh "$(REPORT)" $(TESTS) $(OTHERS)
+
+# The tutorial's step programs, which its test runs.
+STEPS := $(patsubst %.cpp,build/%,$(wildcard docs/tutorial/steps/*.cpp))
+$(STEPS): %: %.o
+	@echo "  link     $@"
+	$(Q)$(LINK) $^ $(CRYPT) -o $@
+
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
+steps: $(STEPS)  ## build the step programs of docs/tutorial
+
+# The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
+# commands for sed, which find their places also when it has changed elsewhere.
+PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
+EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
+SOLUTIONS := $(PATCHES) $(EDITS)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+	@mkdir -p $(@D)
+	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
+$(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
+	@mkdir -p $(@D)
+	@sed -f $< server.cpp >$@
+$(SOLUTIONS): %: %.cpp common.hpp build/flags
+	@echo "  compile  $<"
+	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
+build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
+
+check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
+	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)
+	@mkdir -p build/check
+	$(Q)$(LINK) -I. "$(SRC)" $(CRYPT) -o build/check/$*
+	@EXERCISE=$* PROGRAM=$(CURDIR)/build/check/$* build/tests/tutorial_test --gtest_brief=1 \
+		--gtest_also_run_disabled_tests --gtest_filter=Exercises.DISABLED_Check >build/check/$*.log 2>&1; \
+		status=$$?; grep -v '^\[\|^Running main\|: Failure$$\|^Failed$$' build/check/$*.log; exit $$status
 
 sanitize: $(TESTS)  ## run the tests with the address, undefined behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined B=build/asan OUT=build/asan/ test
@@ -198,7 +232,7 @@ lint: $(SOURCES:%=$(B)/lint/%)  ## check the sources with clang-tidy, cppcheck a
 	$(Q)cppcheck --quiet --std=c++20 --language=c++ --library=posix,googletest --inline-suppr --error-exitcode=1 \
 		--enable=warning,performance,portability $(addprefix --suppress=,$(UNCHECKED)) -I. $(SOURCES)
 	@echo "  clang-format"
-	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+	$(Q)clang-format --dry-run -Werror $(SOURCES) $(HEADERS) docs/tutorial/steps/*.cpp
 
 $(B)/lint/%: % $(HEADERS) .clang-tidy | lint-tools
 	@echo "  clang-tidy $<"
@@ -229,4 +263,4 @@ help:  ## list these targets
 		while read -r target does; do printf '  make %-10s %s\n' "$$target" "$$does"; done
 
 FORCE:
-.PHONY: all run demo trace picture test sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE
+.PHONY: all run demo trace picture test steps sanitize soak fuzz bench lint lint-tools install uninstall clean help FORCE

@@ -294,6 +294,7 @@ constexpr Form forms[] = {
     {"LEAVE", 1, "-- %1 %t", Style::faint},
     {"OWNER", 1, "-- %1 %t", Style::faint},
     {"ROOM", 3, "── %1 ── %t", Style::mark},
+    {"TOPIC", 1, "-- topic of %1: %t", Style::faint},
     {"WHO", 2, "-- %2 in %1: %t", Style::faint},
     {"ROOMS", 1, "-- %1 %t", Style::faint},
     {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t", Style::faint},
@@ -1624,7 +1625,8 @@ class ScreenClient : public Client {
     // Keeps what the margin and the list of rooms show up to date.
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
-        if (word == "ROOM") owner_.clear(), members_.clear();
+        if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
+        if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
         if (word == "LEAVE") members_.erase(fold(name));
@@ -2040,7 +2042,8 @@ class ScreenClient : public Client {
         const std::string people =
             "  " + std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people");
         const std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_) +
-                                 (members_.empty() ? "" : people) + "  " + (trouble_.empty() ? target_.name : trouble_);
+                                 (members_.empty() ? "" : people) + (topic_.empty() ? "" : "  " + topic_) + "  " +
+                                 (trouble_.empty() ? target_.name : trouble_);
         const bool is_wide = canvas.columns >= wide;
         const int end = canvas.columns - (is_wide ? 20 : 9);
         canvas.put(0, 0, text, Style::bar, end);
@@ -2179,6 +2182,7 @@ class ScreenClient : public Client {
     View view_ = View::chat;
     Scrollback scrollback_, help_;
     std::string owner_;                           // of the room
+    std::string topic_;                           // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
     std::set<std::string> names_;                 // seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete

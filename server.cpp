@@ -517,7 +517,7 @@ void say(const Lock& lock, const Client& from, std::string_view word, std::strin
         if (&room != from.room && !is_operator(from)) continue;
         sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n',
                             ignorers == chat.ignorers.end() ? std::vector<const Client*>() : ignorers->second});
-        room.history.push_back({from.key, in_history});
+        room.history.emplace_back(from.key, in_history);
         if (room.history.size() > history_lines) room.history.pop_front();
     }
     log_line(is_operator(from) ? "-" : from.room->name,
@@ -1724,7 +1724,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
 bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
     if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
     user.asked_again = command;
-    user.ask_limit = Clock::now() + 10s;
+    user.ask_limit = Clock::now() + std::chrono::seconds(10);
     info(lock, user, warning, " To do it, type the same again within ten seconds.");
     return false;
 }

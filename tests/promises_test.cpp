@@ -207,17 +207,16 @@ TEST(NobodyWaits, ForAClientThatDoesNotRead) {
     Peer stalled(server.port(), PeerOptions{.receive_buffer = 4096, .deaf = true});
     stalled.login("stalled");
     const long before = resident_bytes(server.pid());
-    const std::string reason = "could not keep up: 1 MiB waited.";
+    const std::string end = "LEAVE stalled could not keep up: 1 MiB waited.";  // the log may be too full for it
     bool dropped = false;
     for (int i = 0; i < 5000 && !dropped; ++i) {
         const std::string text = std::to_string(i) + std::string(4000, 'x');
         alice.send_line(text);
-        for (const std::string& line : bob.lines_until("SAY alice " + text)) dropped |= line.starts_with("LEAVE ");
+        for (const std::string& line : bob.lines_until("SAY alice " + text)) dropped |= line == end;
         alice.lines_until("SAY alice " + text);
         EXPECT_TRUE(server.running());  // which takes in the log
     }
     EXPECT_TRUE(dropped) << "20 MB were said, and it is still there";
-    server.wait_output("stalled " + reason);
     if (!sanitized()) {
         EXPECT_LT(resident_bytes(server.pid()) - before, 16L << 20);
     }

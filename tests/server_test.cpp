@@ -603,7 +603,7 @@ TEST(Ban, OfANetworkHoldsForItsAddressesAlone) {
                            {"/ban 127.0.0.2/33", "ERR That is neither a name"}});
     EXPECT_EQ(bob.expect_eof().back(), "BYE BAN You were banned by admin.");
     expect_banned(server, "bob", {.from = second_address});
-    Peer(server.port(), "carol");
+    const Peer carol(server.port(), "carol");
     expect_answers(admin, {{"/unban 127.0.0.2/31", "INFO 127.0.0.2/31 is no longer banned."}});
     Peer(server.port(), {.from = second_address}).login("bob");
 }

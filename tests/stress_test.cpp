@@ -101,7 +101,7 @@ class Reader {
         }
         std::string text;
         std::getline(stream >> std::ws, text);
-        if (text.empty()) throw Failure("a line without its text: " + line);
+        if (text.empty() && word != "TOPIC") throw Failure("a line without its text: " + line);
         if (!follow(word, fields, text)) throw Failure("it does not go with what came before: " + line);
         return word;
     }
@@ -127,6 +127,8 @@ class Reader {
             return field("NAME") == "server" || members_.contains(field("NAME"));
         } else if (word == "OWNER") {
             return members_.contains(field("NAME"));
+        } else if (word == "TOPIC") {
+            return field("ROOM") == room_;
         } else if (word == "LIST") {
             return text == "CODE" || text == "NO CODE";
         } else if (word == "BYE") {
@@ -205,7 +207,13 @@ class Person {
                                              number_ == 0 ? "/time" : "/password\n" + password() + "\n" + password(),
                                              "/unregister " + person,
                                              pick(10) == 0 ? "/ban " + person : "/bans",
-                                             "/unban " + person};
+                                             "/unban " + person,
+                                             pick(2) == 0 ? "/ban 10.1.0.0/16" : "/unban 10.1.0.0/16",
+                                             pick(2) == 0 ? "/topic what is new" : "/topic",
+                                             "/who all",
+                                             "/who " + person,
+                                             "// a line",
+                                             ""};
         return lines[static_cast<std::size_t>(pick(static_cast<int>(lines.size())))];
     }
 

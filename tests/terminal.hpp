@@ -168,6 +168,9 @@ class Terminal {
             column = std::clamp(numbers[1], 1, int{size_.columns}) - 1;
         } else if (final == 'J' && parameters == "2") {
             grid() = Grid(size_.rows, std::vector<Cell>(size_.columns));
+        } else if (final == 'K' && numbers.empty()) {
+            auto& cells = grid().at(static_cast<std::size_t>(row));
+            std::fill(cells.begin() + std::min<int>(column, size_.columns), cells.end(), Cell());
         } else if (final == 'm') {
             style_ = parameters.starts_with("0;") ? parameters.substr(2) : "";
         } else if (final == 't' && numbers.size() == 2 && (numbers[0] == 22 || numbers[0] == 23)) {
