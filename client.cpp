@@ -2039,11 +2039,10 @@ class ScreenClient : public Client {
 
     void draw_bar(Canvas& canvas) {
         canvas.fill(0, " ", Style::bar);
-        const std::string people =
-            "  " + std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people");
-        const std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_) +
-                                 (members_.empty() ? "" : people) + (topic_.empty() ? "" : "  " + topic_) + "  " +
-                                 (trouble_.empty() ? target_.name : trouble_);
+        std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_);
+        if (members_.size() == 1) text += "  1 person";
+        if (members_.size() > 1) text += "  " + std::to_string(members_.size()) + " people";
+        text += "  " + (trouble_.empty() ? target_.name : trouble_) + (topic_.empty() ? "" : "  " + topic_);
         const bool is_wide = canvas.columns >= wide;
         const int end = canvas.columns - (is_wide ? 20 : 9);
         canvas.put(0, 0, text, Style::bar, end);

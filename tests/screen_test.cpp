@@ -245,6 +245,31 @@ TEST(ScreenChat, WrapsAtLinesAndMarksTheDay) {
     EXPECT_NE(client.terminal.line(row - 1).find("── " + local_time(std::time(nullptr), "%A")), std::string::npos);
 }
 
+TEST(ScreenChat, ShowsTheTopicAndWhoseLineItIs) {
+    ScriptedServer client;
+    client.wait("alice>");
+    client.tell("TOPIC public task 3, page 12");
+    EXPECT_TRUE(client.terminal.line(0).find("task 3, page 12") != std::string::npos) << client.terminal.text();
+    client.tell("ROOM den - - You are in den.\nWHO den 1 alice");
+    EXPECT_TRUE(client.terminal.shows("── den ── You are in den."));
+    EXPECT_EQ(client.terminal.line(0).substr(0, 24), " den  1 person  127.0.0.");
+    EXPECT_TRUE(client.terminal.line(0).find("task 3") == std::string::npos) << client.terminal.text();
+}
+
+TEST(ScreenChat, TellsItsKeysInSmallWindowsToo) {
+    ScriptedServer client({}, {10, 40});
+    for (const char* text : {" F1   F2 ", "alice>"}) client.wait(text);
+    client.type(key("f2"));
+    for (const char* text : {"Enter Join", "c Create", "x Exit code", "Esc Back", "Arrows choose, Enter joins."})
+        client.wait(text);
+    client.type(key("f1"));
+    client.wait(" Esc Back  PgDn and PgUp show the rest.");
+    client.type(key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn"));
+    client.wait("Marks:");
+    client.type(key("esc"));
+    client.wait("alice>");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The line
 
@@ -288,6 +313,8 @@ TEST(ScreenLine, IsEditedByKeys) {
         {"one two\33[1;5Dx", "one xtwo"},
         {"one two\33b\x0B", "one "},
         {"one two\33b\x15", "two"},
+        {"one two three\x01\33d\x05\x19", " two threeone"},
+        {"one two\x17\x01\x19 ", "two one "},
         {"a\x0C"
          "b",
          "ab"},
@@ -377,6 +404,25 @@ TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
     client.wait("Send 3 lines?");
     client.type("\r");
     for (const char* line : {"a", "b", "/c"}) client.hear(line);
+}
+
+TEST(ScreenLine, SendsAPasteAtOneKeyAndStopsItAtAnother) {
+    ScriptedServer client;
+    client.type("\33[200~a\rb\33[201~");
+    client.wait("Send 2 lines?");
+    client.type("nc\r");
+    client.hear("c");
+    client.type("\33[200~a\rb\rc\33[201~");
+    client.wait("Send 3 lines?");
+    client.type("y");
+    client.server.expect_next(re("^a$"));
+    client.wait("3 of your lines wait");
+    client.type(key("esc"));
+    client.wait_gone("3 of your lines wait");
+    client.server.send_line("SAY alice a");
+    client.wait("alice: a");
+    client.type("d\r");
+    client.hear("d");
 }
 
 TEST(ScreenLine, IsBounded) {
