@@ -1336,6 +1336,8 @@ struct Canvas {
     int cursor_row = 0, cursor_column = 0;
 };
 
+bool ascii_only = false;  // the terminal shows nothing else: its locale is not of UTF-8
+
 class Display {
    public:
     explicit Display(bool colors) : colors_(colors) {}
@@ -1393,8 +1395,14 @@ class Display {
             out_ += "  ";  // the terminal may take it to be narrower
             move_to(row, column);
         }
-        out_ += cell.text;
+        out_ += ascii_only ? in_ascii(cell.text) : cell.text;
         column_ = is_doubtful(cell) ? -1 : column + grapheme_columns(cell.text);
+    }
+
+    static std::string in_ascii(const std::string& text) {
+        if (text == "─" || text == "│") return text == "─" ? "-" : "|";
+        return decode_utf8(text).code < 0x80 ? text.substr(0, 1)
+                                             : std::string(static_cast<std::size_t>(grapheme_columns(text)), '?');
     }
 
     void move_to(int row, int column) {
@@ -1560,7 +1568,8 @@ PgUp, PgDn, wheel     what was said before
 Up, Down              what you typed before
 Tab                   completes a command, a name or a room; again: the next one
 Ctrl-A E B F U K W    to the start, to the end, back, forward; erase to the start, to the end, a word
-Alt-B, Alt-F          a word back, a word forward
+Alt-B F D, Ctrl-Y     a word back, a word forward, erase it; put back what was erased
+Esc                   leaves a question or this page; lines that wait are not sent
 Ctrl-L                redraws the screen
 Ctrl-Z, Ctrl-C        stops the client until fg; ends it
 Shift and the mouse   selects text, as elsewhere
@@ -2571,6 +2580,8 @@ int main(int argc, char** argv) {
     while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
     close(unused);
     std::setlocale(LC_CTYPE, "");
+    const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
+    ascii_only = is_chosen && MB_CUR_MAX == 1;
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {
         return run(read_options(argc, argv));

@@ -270,6 +270,20 @@ TEST(ScreenChat, TellsItsKeysInSmallWindowsToo) {
     client.wait("alice>");
 }
 
+TEST(ScreenChat, IsInAsciiWhereTheLocaleIs) {
+    Listener listener;
+    Launch launch = on_port(listener.port());
+    launch.env.emplace_back("LC_ALL=C");
+    OnScreen client(client_path(), launch);
+    Peer server = listener.accept();
+    server.send_line(
+        "WELCOME alice Welcome.\nROOM den - - You are in den.\nWHO den 1 alice\nSAY bob \xE6\xBC\xA2 e\u0301 x");
+    client.wait("bob: ?? e x");
+    EXPECT_TRUE(client.terminal.shows("-- den -- You are in den.")) << client.terminal.text();
+    const std::string& output = client.process.output();
+    EXPECT_TRUE(std::all_of(output.begin(), output.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; }));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The line
 
