@@ -1596,12 +1596,8 @@ class ScreenClient : public Client {
     }
 
    private:
-    struct ListedRoom {
-        long number, people;
-        std::string name, creator;
-        std::time_t created;
-        bool needs_code;
-    };
+    // As it is shown: its number, its name, how many are in it, whether it has a code, who made it, and when.
+    using ListedRoom = std::array<std::string, 6>;
 
     struct ClickTarget {
         int row, from, to;  // columns
@@ -1659,11 +1655,13 @@ class ScreenClient : public Client {
 
     // The list is shown when it is complete.
     void list_room(const Message& message) {
-        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
-            const std::time_t created = wire_time(std::string(message.fields[4]));
-            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        const auto text = [&](std::size_t i) { return std::string(message.fields.at(i)); };
+        const auto number = [&](std::size_t i) {
+            return std::to_string(parse_number(text(i), 0, LONG_MAX).value_or(0));
+        };
+        if (valid_name(text(1)) && valid_name(text(3)) && listing_.size() < max_listed) {
+            listing_.push_back({number(0), text(1), number(2), message.text == "CODE" ? "CODE" : "NO CODE", text(3),
+                                local_time(wire_time(text(4)), "%Y-%m-%d %H:%M")});
         }
         if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
@@ -1772,9 +1770,9 @@ class ScreenClient : public Client {
         if (hit != targets_.end()) hit->act();
     }
 
-    void click_room(long number) {
+    void click_room(const std::string& name) {
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = std::exchange(chosen_, number) == number && since < double_click;
+        const bool twice = std::exchange(chosen_, name) == name && since < double_click;
         if (twice) join();
     }
 
@@ -1943,7 +1941,7 @@ class ScreenClient : public Client {
             }
         } else if (fold(before).starts_with("/join ")) {
             if (rooms_.empty()) list_rooms();
-            for (const ListedRoom& room : rooms_) add(room.name);
+            for (const ListedRoom& room : rooms_) add(room[1]);
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);
@@ -1959,14 +1957,14 @@ class ScreenClient : public Client {
     // Returns where the chosen room stands in the list; at its start, if it is not there.
     long chosen_index() const {
         const auto found =
-            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
+            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room[1] == chosen_; });
         return found == rooms_.end() ? 0 : found - rooms_.begin();
     }
 
     void choose(long step) {
         if (rooms_.empty()) return;
         const long index = std::clamp(chosen_index() + step, 0L, static_cast<long>(rooms_.size()) - 1);
-        chosen_ = rooms_[static_cast<std::size_t>(index)].number;
+        chosen_ = rooms_[static_cast<std::size_t>(index)][1];
     }
 
     void press_in_rooms(const Typed& typed) {
@@ -1986,14 +1984,14 @@ class ScreenClient : public Client {
     void join() {
         if (rooms_.empty()) return;
         const ListedRoom& room = rooms_[static_cast<std::size_t>(chosen_index())];
-        const std::string command = "/join " + room.name;
-        if (same_name(room.name, room_)) {
+        const std::string& name = room[1];
+        if (same_name(name, room_)) {
             view_ = View::chat;
-        } else if (room.needs_code && !same_name(name_, "admin")) {
-            ask("The code of " + room.name + ": ", true,
-                [this, command](const std::string& code) { move(command + ' ' + code); });
+        } else if (room[3] == "CODE" && !same_name(name_, "admin")) {
+            ask("The code of " + name + ": ", true,
+                [this, name](const std::string& code) { move("/join " + name + ' ' + code); });
         } else {
-            move(command);
+            move("/join " + name);
         }
     }
 
@@ -2097,12 +2095,12 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row({" No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
+        canvas.put(row + 1, 0, room_row({"No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
-    static std::string room_row(const std::array<std::string, 6>& cells) {
-        return padded(cells[0], 6) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
+    static std::string room_row(const ListedRoom& cells) {
+        return ' ' + padded(cells[0], 5) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
                padded(cells[4], 13) + cells[5];
     }
 
@@ -2113,13 +2111,9 @@ class ScreenClient : public Client {
         for (int row = top; row < bottom; ++row) {
             const auto index = static_cast<std::size_t>(first_row_ + row - top);
             if (index >= rooms_.size()) return;
-            const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            const std::string text = room_row({' ' + std::to_string(room.number), room.name,
-                                               std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
-                                               room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
-            canvas.put(row, 0, padded(text, canvas.columns), style);
-            targets_.push_back({row, 0, canvas.columns, [this, number = room.number] { click_room(number); }});
+            canvas.put(row, 0, padded(room_row(rooms_[index]), canvas.columns), style);
+            targets_.push_back({row, 0, canvas.columns, [this, name = rooms_[index][1]] { click_room(name); }});
         }
     }
 
@@ -2208,7 +2202,7 @@ class ScreenClient : public Client {
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
     int first_row_ = 0;                    // of the rooms
-    long chosen_ = 0;                      // the number of a room
+    std::string chosen_;                   // a room
     std::vector<ClickTarget> targets_;     // as drawn last
     std::vector<std::string> candidates_;  // for what is being completed
     std::size_t candidate_ = 0, completed_from_ = 0;
