@@ -677,7 +677,7 @@ TEST(ClientShows, EachWordInItsOwnWay) {
         {"JOIN bob joined.", "-- bob joined."},
         {"LEAVE bob was kicked by admin.", "-- bob was kicked by admin."},
         {"WELCOME alice Welcome, alice.", "-- Welcome, alice."},
-        {"ROOM public - - You are in public.", "-- You are in public."},
+        {"ROOM public - - You are in public.", "── public ── You are in public."},
         {"WHO public 2 bob alice", "-- 2 in public: bob alice"},
         {"ECHO SAY bob hi", "== SAY bob hi"},
         {"INFO SAY bob hi", "-- SAY bob hi"},
