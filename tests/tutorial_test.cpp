@@ -255,7 +255,7 @@ void drops_nobody(const Case& c) {
     const std::string line = long_text + '\n';
     for (int i = 0; i < 4000 && alice.try_send(line, c.expected ? 0.3 : 5); ++i) continue;
     carol.send_line("are you there, bob?");
-    bob.expect(step.said("carol", "are you there, bob?"), c.expected ? 20 : 1);
+    bob.expect(step.said("carol", "are you there, bob?"), c.expected ? 60 : 1);
 }
 
 void ends_threads(const Case& c) {
