@@ -2427,11 +2427,12 @@ class HelperConnection : public Connection {
 };
 
 // In the child, after fork(): runs the command in our place. What is called here is async-signal-safe.
-[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask) {
+[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask, const sigset_t& signals) {
     dup2(socket, STDIN_FILENO);
     dup2(socket, STDOUT_FILENO);
     dup2(errors, STDERR_FILENO);
     signal(SIGPIPE, SIG_DFL);
+    pthread_sigmask(SIG_SETMASK, &signals, nullptr);
     if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
     execl("/bin/sh", "sh", "-c", line, static_cast<char*>(nullptr));
     _exit(127);
@@ -2448,10 +2449,14 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
     const Fd its_errors(errors[1]);
     for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
     const std::string line = "exec " + command;
+    sigset_t all{}, before{};
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);  // a signal that ends us ends the helper too, once its number is known
     const pid_t pid = fork();
+    if (pid > 0) helper_pid = pid;
+    if (pid != 0) pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (pid < 0) throw_errno("fork");
-    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask);
-    helper_pid = pid;
+    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask, before);
     return std::make_shared<HelperConnection>(std::move(our_socket), std::move(our_errors), pid);
 }
 
