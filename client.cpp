@@ -1100,23 +1100,27 @@ class Keys {
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
-    // ESC [ and parameters up to a letter or ~; ESC O and one more; what the terminal answers to a program that asked
-    // it, ESC ] or ESC P and the like, up to BEL or ESC \; or ESC and a character. A control character ends them all.
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
     std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
-        const char kind = bytes_[1];
-        if (kind == 'O') return bytes_.size() < 3 ? 0 : 3;
-        if (kind != '[' && !is_answer()) return kind == '\33' ? 1 : 2;
+        if (is_answer()) return answer_length();
+        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
         std::size_t end = 2;
-        while (end < bytes_.size() && (kind == '[' ? is_parameter(bytes_[end]) : !is_control(bytes_[end]))) ++end;
+        while (end < bytes_.size() && bytes_[end] >= ' ' && bytes_[end] < '@') ++end;
         if (end == bytes_.size()) return end > max_sequence ? end : 0;
-        if (kind == '[') return end + (is_control(bytes_[end]) ? 0 : 1);
-        if (bytes_[end] != '\33') return end + (bytes_[end] == '\a' ? 1 : 0);
-        if (end + 1 == bytes_.size()) return 0;
-        return end + (bytes_[end + 1] == '\\' ? 2 : 0);
+        return end + (bytes_[end] >= '@' && bytes_[end] <= '~' ? 1 : 0);
     }
 
-    static bool is_parameter(char c) { return c >= ' ' && c < '@'; }
+    // What the terminal answers to a program that asked it: ESC ] or ESC P and the like, up to BEL or ESC \. Any other
+    // control character ends it, too.
+    std::size_t answer_length() const {
+        const auto last = std::find_if(bytes_.begin() + 2, bytes_.end(), is_control);
+        const std::string end(last, bytes_.end());
+        const std::size_t length = bytes_.size() - end.size();
+        if (end.empty() || end == "\33") return length > max_sequence ? length : 0;
+        return length + (end[0] == '\a' ? 1 : end.starts_with("\33\\") ? 2 : 0);
+    }
 
     bool is_answer() const {
         return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
@@ -1304,7 +1308,10 @@ struct Canvas {
     Canvas(int all_rows, int all_columns)
         : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
 
-    Cell& at(int row, int column) { return cells.at(static_cast<std::size_t>(row * columns + column)); }
+    Cell& at(int row, int column) {
+        return cells.at(static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
+                        static_cast<std::size_t>(column));
+    }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
@@ -1609,7 +1616,7 @@ class ScreenClient : public Client {
         std::string label;
         bool secret;
         std::function<void(const std::string&)> then;
-        std::string_view at_once = "";  // letters that are an answer without Enter
+        std::string_view at_once = {};  // letters that are an answer without Enter
         Editor editor = {};
     };
 
@@ -1699,7 +1706,6 @@ class ScreenClient : public Client {
 
     // ---- What is typed (the writer)
 
-    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat.
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
@@ -1708,22 +1714,24 @@ class ScreenClient : public Client {
                 display_.invalidate();
             }
             refresh();
-            const int limit = !ours                   ? 1000
-                              : keys_.patience() >= 0 ? keys_.patience()
-                              : view_ == View::rooms  ? refresh_wait
-                                                      : -1;
-            std::array<pollfd, 3> polled{
-                {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
-            lock.unlock();
-            const bool timeout = poll_any(polled, limit) == 0;
-            const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
-            lock.lock();
-            if (gone) end_chat("the terminal is gone");
-            if (polled[1].revents != 0)
-                signal_.clear(), display_.invalidate();  // another size, or somebody else's for a while
+            const bool timeout = !wait(lock, ours);
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
+    }
+
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
+    bool wait(Lock& lock, bool ours) {
+        const int limit = view_ == View::rooms ? refresh_wait : -1, patience = keys_.patience();
+        std::array<pollfd, 3> polled{
+            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
+        lock.unlock();
+        const int ready = poll_any(polled, !ours ? background_wait : patience >= 0 ? patience : limit);
+        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
+        lock.lock();
+        if (gone) end_chat("the terminal is gone");
+        if (polled[1].revents != 0) signal_.clear(), display_.invalidate();  // another size, say
+        return ready != 0;
     }
 
     void press(const Typed& typed) {
@@ -2120,15 +2128,17 @@ class ScreenClient : public Client {
     // Between the view and the line: what the person should know now.
     void draw_rule(Canvas& canvas, int row) {
         canvas.fill(row, "─", Style::faint);
-        const bool older = view_ == View::chat && !scrollback_.follows();
-        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
-        const std::string text =
-            !status_.empty()                                       ? status_
-            : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
-            : lines_waiting() > (returning() ? 0 : 1) ? std::to_string(lines_waiting()) + " of your lines wait"
-            : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
-                                                      : news;
+        const std::string text = !status_.empty() ? status_ : state();
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
+    }
+
+    std::string state() {
+        if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
+            return "The server asks something: first Enter, or Esc";
+        if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
+        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
+        if (view_ != View::chat || scrollback_.follows()) return news;
+        return news + (news.empty() ? "" : ", ") + "PgDn goes down";
     }
 
     // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
@@ -2167,7 +2177,7 @@ class ScreenClient : public Client {
         Client::print_end();
     }
 
-    static constexpr int refresh_wait = 3000;  // milliseconds
+    static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
