@@ -28,7 +28,7 @@ trap exit INT TERM
     w /dev/stderr
     # Until "ready": what was said before. An error there, or another room later: we are where we should not be.
     1,/^[^ ]* == ready$/ { /^[^ ]* !! /q; d; }
-    /^[^ ]* -- You are in /q
+    /^[^ ]* -- [^ ]* -- You are in /q
     # What people say or do is told, without the time; not what another bridge says, or it would go in circles.
     s/^[^ ]* //
     /^\(\* \)\{0,1\}mqtt/d
