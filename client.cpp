@@ -84,6 +84,9 @@ std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the te
 // Any thread, and signal handlers. Does nothing where there is no terminal.
 void set_terminal(TerminalMode mode);
 
+// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
+bool in_foreground();
+
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
 
@@ -96,12 +99,8 @@ bool read_into(auto& buffer, int fd) {
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// Any thread: poll(2). Returns how many descriptors are ready, 0 after `limit` milliseconds (-1: none), or -1 and
-// errno.
-template <std::size_t Count>
-int poll_any(std::array<pollfd, Count>& polled, int limit) {
-    return poll(polled.data(), static_cast<nfds_t>(Count), limit);
-}
+// Any thread: poll(2), with a limit in milliseconds, or -1.
+int poll_any(auto& polled, int limit) { return poll(polled.data(), static_cast<nfds_t>(polled.size()), limit); }
 
 // The standard input, line by line: a terminal's, or a pipe's. One thread at a time.
 class Keyboard {
@@ -274,10 +273,14 @@ std::time_t wire_time(const std::string& text) {
     return end == nullptr ? 0 : timegm(&parts);
 }
 
+std::string counted(std::string_view count, const char* one, const char* several) {
+    return std::string(count) + ' ' + (count == "1" ? one : several);
+}
+
 struct Form {
     std::string_view word;
     std::size_t fields;
-    std::string_view look;  // %1 to %5 are fields, %t is the text behind them
+    std::string_view look;  // %1 to %5 are fields, and letters what Message::part() makes of them
     Style style;
 };
 
@@ -296,8 +299,8 @@ constexpr Form forms[] = {
     {"ROOM", 3, "── %1 ── %t", Style::mark},
     {"TOPIC", 1, "-- topic of %1: %t", Style::faint},
     {"WHO", 2, "-- %2 in %1: %t", Style::faint},
-    {"ROOMS", 1, "-- %1 %t", Style::faint},
-    {"LIST", 5, "-- %1 %2: %3 in it, made by %4 at %5, %t", Style::faint},
+    {"ROOMS", 1, "-- %r", Style::faint},
+    {"LIST", 5, "-- %1: %2, %p, %c, made by %4 on %d", Style::faint},
     {"BYE", 1, "-- %t", Style::faint},
     {"INFO", 0, "-- %t", Style::faint},
     {"WELCOME", 1, "-- %t", Style::faint},
@@ -324,14 +327,21 @@ struct Message {
     Entry entry() const {
         Entry entry{time, form->style, form->look.starts_with("%1") ? fields[0].size() : 0};
         for (std::size_t i = 0; i < form->look.size(); ++i) {
-            if (form->look[i] != '%') {
-                entry.text += form->look[i];
-                continue;
-            }
-            const char which = form->look[++i];
-            entry.text += which == 't' ? text : fields.at(static_cast<std::size_t>(which - '1'));
+            const char c = form->look[i];
+            entry.text += c == '%' ? part(form->look[++i]) : std::string(1, c);
         }
         return entry;
+    }
+
+    std::string part(char which) const {
+        switch (which) {
+            case 't': return std::string(text);
+            case 'r': return counted(fields[0], "room", "rooms");
+            case 'p': return counted(fields[2], "person", "people");
+            case 'c': return text == "CODE" ? "with a code" : "no code";
+            case 'd': return local_time(wire_time(std::string(fields[4])), "%Y-%m-%d at %H:%M");
+            default: return std::string(fields.at(static_cast<std::size_t>(which - '1')));
+        }
     }
 
     bool is_speech() const { return word == "SAY" || word == "ME" || word == "MSG"; }
@@ -384,6 +394,7 @@ class Client {
         });
         writer.join();
         reader.join();
+        if (exit_status_ != 0 && in_foreground()) tcflush(STDIN_FILENO, TCIFLUSH);  // half a line is not the shell's
         set_terminal(original);
         print_end();
         return exit_status_;
@@ -600,7 +611,7 @@ class Client {
     }
 
     std::string unsent(long count) const {
-        return std::to_string(count) + (count == 1 ? " line was" : " lines were") + " not sent" +
+        return counted(std::to_string(count), "line was", "lines were") + " not sent" +
                (last_said_.empty() ? "." : "; the last one that was: " + last_said_);
     }
 
@@ -762,6 +773,10 @@ class PlainClient : public Client {
 
     void show(const Message& message, Entry entry) override {
         if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
+        const std::string typed = std::exchange(typed_last_, "");
+        const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
+        if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
+        if (message.word == "ROOM") entry.text.insert(0, "-- " + std::string(message.fields[0]) + ' ');
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
@@ -780,7 +795,8 @@ class PlainClient : public Client {
             lock.unlock();
             const std::optional<Line> line = keyboard_.read_line(stop_);
             lock.lock();
-            if (!line) return end_input();
+            if (!line && !ended_) name_.empty() ? end_chat("the input ended before the login was complete") : quit();
+            if (!line) return;
             if (terminal_mode == typing_hidden) std::cout << '\n';
             enter_line(*line, *std::exchange(begun_, std::nullopt));
             refresh();
@@ -811,18 +827,15 @@ class PlainClient : public Client {
             show_notice("ERR Too much waits already: that line was not sent.");
         } else if (returning() && !line.empty()) {
             show_notice("INFO That line waits until the connection is back.");
+        } else if (on_terminal()) {
+            typed_last_ = text;
         }
-    }
-
-    void end_input() {
-        if (ended_) return;
-        if (!name_.empty()) return quit();
-        end_chat("the input ended before the login was complete");
     }
 
     const bool typed_ = isatty(STDIN_FILENO) != 0;
     std::optional<Begun> begun_;  // the line that is typed now
     std::string held_;            // a line that was begun in another room
+    std::string typed_last_;      // stands in the terminal's last row: it need not be shown when it comes back
     Keyboard& keyboard_;
 };
 
@@ -879,7 +892,6 @@ void set_terminal(TerminalMode mode) {
     if (mode == whole_screen) write_to_terminal(open_screen, false);
 }
 
-// Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
 bool in_foreground() {
     const pid_t group = tcgetpgrp(STDIN_FILENO);
     return group < 0 || group == getpgrp();
@@ -2437,11 +2449,12 @@ class HelperConnection : public Connection {
 };
 
 // In the child, after fork(): runs the command in our place. What is called here is async-signal-safe.
-[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask) {
+[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask, const sigset_t& signals) {
     dup2(socket, STDIN_FILENO);
     dup2(socket, STDOUT_FILENO);
     dup2(errors, STDERR_FILENO);
     signal(SIGPIPE, SIG_DFL);
+    pthread_sigmask(SIG_SETMASK, &signals, nullptr);
     if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
     execl("/bin/sh", "sh", "-c", line, static_cast<char*>(nullptr));
     _exit(127);
@@ -2458,10 +2471,14 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
     const Fd its_errors(errors[1]);
     for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
     const std::string line = "exec " + command;
+    sigset_t all{}, before{};
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);  // a signal that ends us ends the helper too, once its number is known
     const pid_t pid = fork();
+    if (pid > 0) helper_pid = pid;
+    if (pid != 0) pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (pid < 0) throw_errno("fork");
-    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask);
-    helper_pid = pid;
+    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask, before);
     return std::make_shared<HelperConnection>(std::move(our_socket), std::move(our_errors), pid);
 }
 

@@ -232,24 +232,30 @@ inline std::size_t screen_width() {
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
-// Returns lines cut into rows for a screen of so many columns, where a line's second and later rows are indented: so
-// what is far behind in somebody's long line cannot pass for another line (promise 3). Without columns nothing is cut.
-// Characters are as wide as the locale has them, and two columns where it does not know them: wcwidth(3).
+// Returns lines as rows for a screen of so many columns, broken at spaces, or within a word that is too long. A line's
+// second and later rows are indented: what is far behind in somebody's long line cannot pass for another line (promise
+// 3). Without columns nothing is changed. Characters are as wide as the locale has them, and two columns where it does
+// not know them: wcwidth(3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
     constexpr std::string_view indent = "        ";
     if (columns < indent.size() + 2) return std::string(lines);
     std::string text;
-    for (std::size_t column = 0; !lines.empty();) {
-        const Character next = decode_utf8(lines);
+    std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
+    for (Character next; !lines.empty(); lines.remove_prefix(next.bytes)) {
+        next = decode_utf8(lines);
         const int known = next.code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(next.code));
         const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);
         if (column + width > columns) {
-            (text += '\n') += indent;
-            column = indent.size();
+            if (word == 0 || next.code == ' ') word = text.size(), word_column = column;
+            text.insert(word, '\n' + std::string(indent));
+            column -= word_column - indent.size();
+            word = 0;
+            if (next.code == ' ') continue;
         }
         text += lines.substr(0, next.bytes);
         column = next.code == '\n' ? 0 : column + width;
-        lines.remove_prefix(next.bytes);
+        if (next.code == '\n') word = 0;
+        if (next.code == ' ' && column > indent.size() + 1) word = text.size(), word_column = column;
     }
     return text;
 }

@@ -7,9 +7,11 @@
 #include <csignal>
 #include <ctime>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <regex>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -314,9 +316,9 @@ TEST(ClientChat, GoesOnAfterAStop) {
     log_in(alice, "alice");
     alice.signal(SIGSTOP);
     alice.signal(SIGCONT);
-    alice.type("hello\n\x04");
+    alice.type("/me waves\n\x04");
     EXPECT_EQ(alice.wait_exit(), 0);
-    alice.wait_output("alice: hello");
+    alice.wait_output("* alice waves");
 }
 
 TEST(ClientChat, EndsWhenNobodyReadsItsOutput) {
@@ -677,8 +679,18 @@ TEST(ClientShows, EachWordInItsOwnWay) {
         {"JOIN bob joined.", "-- bob joined."},
         {"LEAVE bob was kicked by admin.", "-- bob was kicked by admin."},
         {"WELCOME alice Welcome, alice.", "-- Welcome, alice."},
+<<<<<<< HEAD
         {"ROOM public - - You are in public.", "── public ── You are in public."},
+=======
+        {"ROOM public - - You are in public.", "-- public -- You are in public."},
+>>>>>>> client2
         {"WHO public 2 bob alice", "-- 2 in public: bob alice"},
+        {"ROOMS 1 rooms: number, name", "-- 1 room"},
+        {"ROOMS 12 rooms: number, name", "-- 12 rooms"},
+        {"LIST 1 public 12 server 2026-01-02T03:04:05Z NO CODE",
+         "-- 1: public, 12 people, no code, made by server on 2026-01-02 at 03:04"},
+        {"LIST 7 den 1 bob 2026-01-02T03:04:05Z CODE",
+         "-- 7: den, 1 person, with a code, made by bob on 2026-01-02 at 03:04"},
         {"ECHO SAY bob hi", "== SAY bob hi"},
         {"INFO SAY bob hi", "-- SAY bob hi"},
         {"ERR No.", "!! No."},
@@ -710,6 +722,8 @@ TEST(ClientShows, ThePastWithItsTimeAndDateInTheUsersZone) {
     scripted.client->wait_output(re("^2020-02-03 09:35 \\* bob waves$"));
     scripted.server->send_line(std::string("PAST ") + zulu + " SAY bob just now");
     scripted.client->wait_output(re("^" + std::string(today) + " bob: just now$"));
+    scripted.server->send_line("LIST 1 public 1 server 2026-01-02T22:04:05Z NO CODE");
+    scripted.client->wait_output("made by server on 2026-01-03 at 03:34\n");
 }
 
 // Shows a line on a terminal of 40 columns, and returns its rows.
@@ -725,16 +739,19 @@ Lines rows_on_narrow_terminal(const std::string& line, const std::string& locale
 
 TEST(ClientShows, WhereALongLineGoesOnInTheNextRow) {  // promise 3
     std::string text;
-    for (int i = 0; i < 40; ++i) text += "12:00 server: give me your password! ";
+    for (int i = 0; i < 40; ++i) text += "12:00 server: give me your password!           ";
     Lines rows = rows_on_narrow_terminal("SAY mallory " + text, "C.UTF-8");
     EXPECT_GT(rows.size(), 40U);
     std::string together;
     for (std::size_t i = 0; i < rows.size(); ++i) {
         EXPECT_LE(rows[i].size(), 40U) << rows[i];
         EXPECT_EQ(rows[i].starts_with("        "), i > 0) << rows[i];
-        together += rows[i].substr(i == 0 ? std::string("12:00 mallory: ").size() : 8);
+        together += rows[i].substr(i == 0 ? std::string("12:00 mallory: ").size() : 8) + ' ';
     }
-    EXPECT_EQ(together, text);
+    const auto words = [](std::istringstream in) {
+        return Lines(std::istream_iterator<std::string>(in), std::istream_iterator<std::string>());
+    };
+    EXPECT_EQ(words(std::istringstream(together)), words(std::istringstream(text)));  // none is cut
 }
 
 // As many wide or foreign characters as there is place for, whatever the locale can tell about them.
@@ -756,8 +773,58 @@ TEST(ClientShows, WhereALongLineOfOtherLettersGoesOn) {  // promise 3
     }
 }
 
+// What a client on a terminal shows of its own line "hello", which the server answers with some lines.
+std::string shown_after_hello(const std::string& answer) {
+    Typist alice({"--plain"});
+    alice.type("hello\r");
+    alice.server.expect_next(re("^hello$"));
+    alice.process.mark();
+    alice.tell(answer);
+    return alice.process.output();
+}
+
+TEST(ClientShows, ATypedLineOnce) {
+    const std::string own = "SAY alice hello", shown = "alice: hello";
+    EXPECT_FALSE(contains(shown_after_hello(own), shown));
+    EXPECT_TRUE(contains(shown_after_hello(own + "\n" + own), shown));  // the second one was not typed
+    EXPECT_TRUE(contains(shown_after_hello("SAY alice Hello"), "alice: Hello"));
+    EXPECT_TRUE(contains(shown_after_hello("SAY bob hello"), "bob: hello"));
+    EXPECT_TRUE(contains(shown_after_hello("PAST 2020-01-02T03:04:05Z " + own), shown));
+    const std::string later = shown_after_hello("SAY bob first\n" + own);  // promise 1: the order that all see
+    EXPECT_NE(later.find("bob: first"), std::string::npos);
+    EXPECT_LT(later.find("bob: first"), later.find(shown));
+}
+
+TEST(ClientShows, ATypedLineThatHadToWait) {
+    Typist alice({"--plain"});
+    alice.type("one\rtwo\r");
+    alice.server.expect_next(re("^one$"));
+    alice.server.send_line("SAY alice one");
+    alice.server.expect_next(re("^two$"));
+    alice.tell("SAY alice two");
+    EXPECT_TRUE(alice.terminal.shows("alice: one"));
+    EXPECT_TRUE(alice.terminal.shows("alice: two"));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // How it ends
+
+TEST(ClientEnds, WhatIsHalfTypedWhenItIsDisconnectedNeverReachesTheShell) {
+    Listener listener;
+    Launch launch{.args = {"-c", "\"$0\" --plain 127.0.0.1 $1; echo over; read rest; echo \"shell: [$rest]\"",
+                           client_path(), std::to_string(listener.port())}};
+    Pty shell("/bin/sh", launch);
+    Peer server = listener.accept();
+    server.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.");
+    shell.wait_output("You are in public.");
+    shell.type("rm -r half a line");
+    shell.wait_output("half a line");
+    server.send_line("BYE KICK You were disconnected.");
+    shell.wait_output("You were disconnected.");
+    shell.wait_output("over");
+    shell.type("\n");
+    shell.wait_output("shell: []");
+}
 
 TEST(ClientEnds, WhenTheConnectionIsRefused) {
     int port = Listener().port();  // nobody listens there any more
