@@ -13,10 +13,13 @@ B   := build
 OUT :=
 SERVER := $(OUT)server
 CLIENT := $(OUT)client
-TESTS  := $(patsubst %.cpp,$(B)/%,$(wildcard tests/*_test.cpp))
+# The suites that take longest come first: four run at a time, and then none of them is left to the end.
+LONGEST := $(patsubst %,tests/%_test.cpp,tutorial accounts rooms docs promises)
+TESTS  := $(patsubst %.cpp,$(B)/%,$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/*_test.cpp)))
 ifdef SANITIZE
-# Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself.
-OTHERS := $(filter-out %/common_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
+# Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself. The tutorial's
+# tests and the documents' are about other programs.
+OTHERS := $(filter-out %/common_test %/tutorial_test %/docs_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
 TESTS  := $(B)/tests/common_test
 endif
 ifdef ONLY
@@ -138,23 +141,22 @@ $(STEPS): %: %.o
 
 steps: $(STEPS)  ## build the step programs of docs/tutorial
 
-steps: $(STEPS)  ## build the step programs of docs/tutorial
-
 # The exercises' solutions are changes to steps, each of which the first line of a patch names; or to server.cpp, as
 # commands for sed, which find their places also when it has changed elsewhere.
 PATCHES   := $(patsubst %.patch,build/%,$(wildcard tests/solutions/*.patch))
 EDITS     := $(patsubst %.sed,build/%,$(wildcard tests/solutions/*.sed))
 SOLUTIONS := $(PATCHES) $(EDITS)
-$(PATCHES:%=%.cpp): build/%.cpp: %.patch $(wildcard docs/tutorial/steps/*.cpp)
+$(PATCHES:%=%.cpp): build/%.cpp: %.patch tests/apply.awk $(wildcard docs/tutorial/steps/*.cpp)
 	@mkdir -p $(@D)
-	@patch -s -o $@ "$$(sed -n '1s/^--- //p' $<)" $<
+	@awk -f tests/apply.awk $< "$$(sed -n '1s/^--- //p' $<)" >$@ || { rm $@; exit 1; }
 $(EDITS:%=%.cpp): build/%.cpp: %.sed server.cpp
 	@mkdir -p $(@D)
 	@sed -f $< server.cpp >$@
 $(SOLUTIONS): %: %.cpp common.hpp build/flags
 	@echo "  compile  $<"
 	$(Q)$(LINK) -O0 -I. $< $(CRYPT) -o $@
-build/tests/tutorial_test: | $(STEPS) $(SOLUTIONS)
+test: $(if $(filter build/tests/tutorial_test build/tests/docs_test,$(TESTS)),$(STEPS)) \
+	$(if $(filter build/tests/tutorial_test,$(TESTS)),$(SOLUTIONS))
 
 check-%: build/tests/tutorial_test  ## check your solution of an exercise: make check-06 SRC=mine.cpp
 	@$(if $(SRC),,echo 'Which file? make $@ SRC=mine.cpp' && exit 1)

@@ -226,9 +226,9 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
         Fd socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
         const int error = socket ? connect_within_limit(socket, *at, stop) : errno;
         if (error == 0) return socket;
-        const bool several = target.addresses->ai_next != nullptr;
-        const std::string which = several ? address_text(at->ai_addr, at->ai_addrlen) + ": " : "";
-        problem += (at == target.addresses.get() ? " " : "; ") + which + connect_advice(error);
+        if (at != target.addresses.get()) problem += ';';
+        if (target.addresses->ai_next != nullptr) problem += ' ' + address_text(at->ai_addr, at->ai_addrlen) + ':';
+        problem += ' ' + connect_advice(error);
     }
     throw std::runtime_error(problem);
 }
@@ -296,7 +296,7 @@ constexpr Form forms[] = {
     {"JOIN", 1, "-- %1 %t", Style::faint},
     {"LEAVE", 1, "-- %1 %t", Style::faint},
     {"OWNER", 1, "-- %1 %t", Style::faint},
-    {"ROOM", 3, "-- %t", Style::faint},
+    {"ROOM", 3, "── %1 ── %t", Style::mark},
     {"TOPIC", 1, "-- topic of %1: %t", Style::faint},
     {"WHO", 2, "-- %2 in %1: %t", Style::faint},
     {"ROOMS", 1, "-- %r", Style::faint},
@@ -356,8 +356,8 @@ struct Message {
 // ---------------------------------------------------------------------------------------------------------
 // 4. The client: what both forms share
 //
-// It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
-// reconnects when the connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
+// It knows where it is, and what the server waits for. The reader keeps that up to date, and reconnects when the
+// connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
 //
 // What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
 // begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
@@ -405,7 +405,8 @@ class Client {
     virtual void show(const Message& message, Entry entry) = 0;
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
-    virtual void print_end() {           // both threads have ended: tells why the chat has
+    virtual bool stays_open() const { return false; }  // after the server has ended the chat; then it is for the person
+    virtual void print_end() {                         // both threads have ended: tells why the chat has
         if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
         if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
     }
@@ -473,6 +474,22 @@ class Client {
         server_->end();
     }
 
+    // The writer: after the server has ended the chat, joins again.
+    void join_again() {
+        over_.clear();
+        changed_.notify_all();
+    }
+
+    // The writer: tells the server, now and then, that there is somebody, by an empty line, which it skips.
+    void show_life() {
+        if (!is_idle() || Clock::now() - last_life_ < 30s) return;
+        last_life_ = Clock::now();
+        server_->send_line("");
+    }
+
+    // The writer: forgets the lines that are not sent yet.
+    void withdraw() { waiting_.erase(waiting_.begin() + (sent_ ? 1 : 0), waiting_.end()); }
+
     // Shows something of our own, in the server's words.
     void show_notice(std::string_view line) {
         const Message message(line);
@@ -490,6 +507,7 @@ class Client {
     std::deque<OwnLine> waiting_;  // not answered yet
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
     bool ended_ = false;           // the chat is over
+    std::string over_;             // why the server has ended it; empty: it has not, or there is no way back
     std::string error_;            // why it is, if the server has not said
     std::string trouble_;          // what is wrong with the connection now
     std::string name_;             // ours, as the server has it; empty before the login
@@ -525,9 +543,9 @@ class Client {
     }
 
     void handle_line(std::string_view line) {
-        if (ended_) return;
+        if (ended_ || !over_.empty()) return;
         const Message message(line);
-        show(message, message.entry());
+        if (message.word != "NICK" || !returning()) show(message, message.entry());  // the name is sent again
         if (!message.past) update(message);
     }
 
@@ -665,15 +683,19 @@ class Client {
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
-        end_chat();
+        if (exit_status_ == 0 || !stays_open()) return end_chat();
+        over_ = message.text.empty() ? "The end." : message.text;
+        server_->end();
     }
 
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
-        if (name_.empty() || quitting_ || !on_terminal()) return false;
+        const bool is_over = !over_.empty();
+        changed_.wait(lock, [this] { return ended_ || over_.empty(); });
+        if (quitting_ || (!is_over && (name_.empty() || !on_terminal()))) return false;
         prepare_return();
-        for (std::string problem = "The connection was lost"; !ended_;) {
+        for (std::string problem = is_over ? "Joining again" : "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
             if (delay < max_delay) show_notice("ERR " + problem + "; " + trouble_ + ".");
@@ -717,14 +739,15 @@ class Client {
     bool quitting_ = false;                                // the person asked for it, or the chat is over
     int exit_status_ = 1;                                  // what to exit with
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
-    std::optional<std::string> name_to_send_;   // when asked: from --name, or to reconnect; empty once it was sent
-    std::string password_, password_to_send_;   // likewise
-    std::string typed_password_;                // not accepted yet
-    unsigned question_number_ = 0;              // another one whenever something is asked, or is not any more
-    Question answered_ = Question::none;        // what the server has got an answer to, and not yet replied
-    bool sent_ = false;                         // the first line that waits is with the server
-    std::string last_said_;                     // of our lines, as far as we know
-    std::chrono::seconds delay_ = first_delay;  // before the next try to reconnect
+    std::optional<std::string> name_to_send_;     // when asked: from --name, or to reconnect; empty once it was sent
+    std::string password_, password_to_send_;     // likewise
+    std::string typed_password_;                  // not accepted yet
+    unsigned question_number_ = 0;                // another one whenever something is asked, or is not any more
+    Question answered_ = Question::none;          // what the server has got an answer to, and not yet replied
+    bool sent_ = false;                           // the first line that waits is with the server
+    std::string last_said_;                       // of our lines, as far as we know
+    std::chrono::seconds delay_ = first_delay;    // before the next try to reconnect
+    Clock::time_point last_life_ = Clock::now();  // when the server was told of it
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -752,7 +775,8 @@ class PlainClient : public Client {
         const std::string typed = std::exchange(typed_last_, "");
         const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
         if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
-        if (message.word == "ROOM") entry.text.insert(0, "-- " + std::string(message.fields[0]) + ' ');
+        if (message.word == "ROOM")
+            entry.text = "-- " + std::string(message.fields[0]) + " -- " + std::string(message.text);
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
@@ -859,7 +883,10 @@ void set_terminal(TerminalMode mode) {
         wanted.c_lflag &= ~static_cast<tcflag_t>(ICANON | IEXTEN | ISIG);
         wanted.c_iflag &= ~static_cast<tcflag_t>(IXON | ICRNL | INLCR | IGNCR | ISTRIP);
     }
-    if (terminal_mode == whole_screen) write_to_terminal(close_screen, false);
+    if (terminal_mode == whole_screen) {
+        write_to_terminal(close_screen, false);
+        tcflush(STDIN_FILENO, TCIFLUSH);  // what was typed ahead is not for the shell
+    }
     terminal_mode = mode;
     tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
     if (mode == whole_screen) write_to_terminal(open_screen, false);
@@ -1012,7 +1039,7 @@ std::string padded(std::string_view text, int columns) {
 // clang-format off
 enum class Key {
     text, paste, too_large_paste, enter, escape, tab, interrupt, suspend, abort, redraw, info, rooms,
-    backspace, erase, erase_or_quit, kill_before, kill_after, kill_word,
+    backspace, erase, erase_or_quit, kill_before, kill_after, kill_word, kill_word_after, put_back,
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
     click, focus_in, focus_out, unknown
 };
@@ -1032,7 +1059,7 @@ const std::map<std::string_view, Key> sequences = {
     {"\t", Key::tab},         {"\n", Key::enter},       {"\x0B", Key::kill_after},    {"\x0C", Key::redraw},
     {"\r", Key::enter},       {"\x0E", Key::down},      {"\x10", Key::up},            {"\x12", Key::rooms},
     {"\x15", Key::kill_before}, {"\x17", Key::kill_word}, {"\x1A", Key::suspend},     {"\x1C", Key::abort},
-    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left},
+    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left}, {"\33d", Key::kill_word_after}, {"\x19", Key::put_back},
     {"\33f", Key::word_right}, {"\33[A", Key::up},      {"\33[B", Key::down},         {"\33[C", Key::right},
     {"\33[D", Key::left},     {"\33[H", Key::home},     {"\33[F", Key::end},          {"\33[I", Key::focus_in},
     {"\33[O", Key::focus_out}, {"\33[P", Key::info},    {"\33[Q", Key::rooms},        {"\33[1~", Key::home},
@@ -1085,23 +1112,27 @@ class Keys {
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
 
-    // ESC [ and parameters up to a letter or ~; ESC O and one more; what the terminal answers to a program that asked
-    // it, ESC ] or ESC P and the like, up to BEL or ESC \; or ESC and a character. A control character ends them all.
+    // ESC [ and parameters up to a letter or ~; ESC O and one more; or ESC and a character.
     std::size_t sequence_length() const {
         if (bytes_.size() < 2) return 0;
-        const char kind = bytes_[1];
-        if (kind == 'O') return bytes_.size() < 3 ? 0 : 3;
-        if (kind != '[' && !is_answer()) return kind == '\33' ? 1 : 2;
+        if (is_answer()) return answer_length();
+        if (bytes_[1] == 'O') return bytes_.size() < 3 ? 0 : 3;
+        if (bytes_[1] != '[') return bytes_[1] == '\33' ? 1 : 2;
         std::size_t end = 2;
-        while (end < bytes_.size() && (kind == '[' ? is_parameter(bytes_[end]) : !is_control(bytes_[end]))) ++end;
+        while (end < bytes_.size() && bytes_[end] >= ' ' && bytes_[end] < '@') ++end;
         if (end == bytes_.size()) return end > max_sequence ? end : 0;
-        if (kind == '[') return end + (is_control(bytes_[end]) ? 0 : 1);
-        if (bytes_[end] != '\33') return end + (bytes_[end] == '\a' ? 1 : 0);
-        if (end + 1 == bytes_.size()) return 0;
-        return end + (bytes_[end + 1] == '\\' ? 2 : 0);
+        return end + (bytes_[end] >= '@' && bytes_[end] <= '~' ? 1 : 0);
     }
 
-    static bool is_parameter(char c) { return c >= ' ' && c < '@'; }
+    // What the terminal answers to a program that asked it: ESC ] or ESC P and the like, up to BEL or ESC \. Any other
+    // control character ends it, too.
+    std::size_t answer_length() const {
+        const auto last = std::find_if(bytes_.begin() + 2, bytes_.end(), is_control);
+        const std::string end(last, bytes_.end());
+        const std::size_t length = bytes_.size() - end.size();
+        if (end.empty() || end == "\33") return length > max_sequence ? length : 0;
+        return length + (end[0] == '\a' ? 1 : end.starts_with("\33\\") ? 2 : 0);
+    }
 
     bool is_answer() const {
         return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
@@ -1186,9 +1217,11 @@ class Editor {
             case Key::backspace: return erase(left(), cursor_);
             case Key::erase_or_quit:
             case Key::erase: return erase(cursor_, right());
-            case Key::kill_before: return erase(0, cursor_);
-            case Key::kill_after: return erase(cursor_, text_.size());
-            case Key::kill_word: return erase(word_left(), cursor_);
+            case Key::kill_before: return kill(0, cursor_);
+            case Key::kill_after: return kill(cursor_, text_.size());
+            case Key::kill_word: return kill(word_left(), cursor_);
+            case Key::kill_word_after: return kill(cursor_, word_right());
+            case Key::put_back: insert(killed_); return;
             case Key::up: return recall(recalled_ - 1);
             case Key::down: return recall(recalled_ + 1);
             default: return;
@@ -1209,6 +1242,11 @@ class Editor {
     void move_to(std::size_t at) { cursor_ = boundary(at); }
 
     void erase(std::size_t from, std::size_t to) { replace(from, to, ""); }
+
+    void kill(std::size_t from, std::size_t to) {
+        if (from < to) killed_ = text_.substr(from, to - from);
+        erase(from, to);
+    }
 
     std::size_t left() const {
         std::size_t before = 0;
@@ -1243,6 +1281,7 @@ class Editor {
     std::size_t cursor_ = 0;  // a byte of text_, the first of a grapheme, or its end
     std::deque<std::string> history_;
     std::size_t recalled_ = 0;  // the line of history_ that is shown; its end: none
+    std::string killed_;        // to be put back
     std::string draft_;         // what was typed before an older line was recalled
 };
 
@@ -1281,7 +1320,10 @@ struct Canvas {
     Canvas(int all_rows, int all_columns)
         : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
 
-    Cell& at(int row, int column) { return cells.at(static_cast<std::size_t>(row * columns + column)); }
+    Cell& at(int row, int column) {
+        return cells.at(static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
+                        static_cast<std::size_t>(column));
+    }
 
     // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
     int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
@@ -1312,6 +1354,8 @@ struct Canvas {
     std::vector<Cell> cells;
     int cursor_row = 0, cursor_column = 0;
 };
+
+bool ascii_only = false;  // the terminal shows nothing else: its locale is not of UTF-8
 
 class Display {
    public:
@@ -1370,8 +1414,14 @@ class Display {
             out_ += "  ";  // the terminal may take it to be narrower
             move_to(row, column);
         }
-        out_ += cell.text;
+        out_ += ascii_only ? in_ascii(cell.text) : cell.text;
         column_ = is_doubtful(cell) ? -1 : column + grapheme_columns(cell.text);
+    }
+
+    static std::string in_ascii(const std::string& text) {
+        if (text == "─" || text == "│") return text == "─" ? "-" : "|";
+        return decode_utf8(text).code < 0x80 ? text.substr(0, 1)
+                                             : std::string(static_cast<std::size_t>(grapheme_columns(text)), '?');
     }
 
     void move_to(int row, int column) {
@@ -1537,7 +1587,8 @@ PgUp, PgDn, wheel     what was said before
 Up, Down              what you typed before
 Tab                   completes a command, a name or a room; again: the next one
 Ctrl-A E B F U K W    to the start, to the end, back, forward; erase to the start, to the end, a word
-Alt-B, Alt-F          a word back, a word forward
+Alt-B F D, Ctrl-Y     a word back, a word forward, erase it; put back what was erased
+Esc                   leaves a question or this page; lines that wait are not sent
 Ctrl-L                redraws the screen
 Ctrl-Z, Ctrl-C        stops the client until fg; ends it
 Shift and the mouse   selects text, as elsewhere
@@ -1564,12 +1615,8 @@ class ScreenClient : public Client {
     }
 
    private:
-    struct ListedRoom {
-        long number, people;
-        std::string name, creator;
-        std::time_t created;
-        bool needs_code;
-    };
+    // As it is shown: its number, its name, how many are in it, whether it has a code, who made it, and when.
+    using ListedRoom = std::array<std::string, 6>;
 
     struct ClickTarget {
         int row, from, to;  // columns
@@ -1581,6 +1628,7 @@ class ScreenClient : public Client {
         std::string label;
         bool secret;
         std::function<void(const std::string&)> then;
+        std::string_view at_once = {};  // letters that are an answer without Enter
         Editor editor = {};
     };
 
@@ -1590,8 +1638,7 @@ class ScreenClient : public Client {
         const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
-        if (message.word == "ROOM" && std::exchange(moving_, false)) view_ = View::chat;
-        if (message.word == "ERR") moving_ = false;
+        if (message.word == "ROOM") view_ = View::chat;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (!message.past) note(message);
         if (answers_us || beside) return;
@@ -1602,7 +1649,8 @@ class ScreenClient : public Client {
     // Keeps what the margin and the list of rooms show up to date.
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
-        if (word == "ROOM") owner_.clear(), members_.clear();
+        if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
+        if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
         if (word == "LEAVE") members_.erase(fold(name));
@@ -1612,23 +1660,27 @@ class ScreenClient : public Client {
             listing_.clear();
             left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
         }
-        if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text;
+        if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
     void add_members(std::string_view names) {
         while (!names.empty()) {
             const std::string_view name = take_word(names);
-            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
+            if (!valid_name(name)) continue;
+            if (members_.size() < max_listed) members_[fold(name)] = name;
+            if (names_.size() < max_listed) names_.emplace(name);
         }
     }
 
     // The list is shown when it is complete.
     void list_room(const Message& message) {
-        const auto number = [&](std::size_t i) { return parse_number(message.fields.at(i), 0, LONG_MAX).value_or(0); };
-        const std::string name(message.fields[1]), creator(message.fields[3]);
-        if (valid_name(name) && valid_name(creator) && listing_.size() < max_listed) {
-            const std::time_t created = wire_time(std::string(message.fields[4]));
-            listing_.push_back({number(0), number(2), name, creator, created, message.text == "CODE"});
+        const auto text = [&](std::size_t i) { return std::string(message.fields.at(i)); };
+        const auto number = [&](std::size_t i) {
+            return std::to_string(parse_number(text(i), 0, LONG_MAX).value_or(0));
+        };
+        if (valid_name(text(1)) && valid_name(text(3)) && listing_.size() < max_listed) {
+            listing_.push_back({number(0), text(1), number(2), message.text == "CODE" ? "CODE" : "NO CODE", text(3),
+                                local_time(wire_time(text(4)), "%Y-%m-%d %H:%M")});
         }
         if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }
@@ -1666,7 +1718,6 @@ class ScreenClient : public Client {
 
     // ---- What is typed (the writer)
 
-    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat.
     void write(Lock& lock) override {
         while (!ended_) {
             const bool ours = in_foreground();
@@ -1675,22 +1726,24 @@ class ScreenClient : public Client {
                 display_.invalidate();
             }
             refresh();
-            const int limit = !ours                   ? 1000
-                              : keys_.patience() >= 0 ? keys_.patience()
-                              : view_ == View::rooms  ? refresh_wait
-                                                      : -1;
-            std::array<pollfd, 3> polled{
-                {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
-            lock.unlock();
-            const bool timeout = poll_any(polled, limit) == 0;
-            const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
-            lock.lock();
-            if (gone) end_chat("the terminal is gone");
-            if (polled[1].revents != 0)
-                signal_.clear(), display_.invalidate();  // another size, or somebody else's for a while
+            const bool timeout = !wait(lock, ours);
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
             if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
         }
+    }
+
+    // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
+    bool wait(Lock& lock, bool ours) {
+        const int limit = view_ == View::rooms ? refresh_wait : -1, patience = keys_.patience();
+        std::array<pollfd, 3> polled{
+            {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
+        lock.unlock();
+        const int ready = poll_any(polled, !ours ? background_wait : patience >= 0 ? patience : limit);
+        const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
+        lock.lock();
+        if (gone) end_chat("the terminal is gone");
+        if (polled[1].revents != 0) signal_.clear(), display_.invalidate();  // another size, say
+        return ready != 0;
     }
 
     void press(const Typed& typed) {
@@ -1708,13 +1761,25 @@ class ScreenClient : public Client {
             default: break;
         }
         status_.clear();
+        show_life();
         if (typed.key != Key::tab) candidates_.clear();
+        if (!over_.empty()) return press_at_end(typed.key);
         if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
         if (view_ == View::chat) return press_in_line(typed, line_);
         if (typed.key == Key::escape) view_ = View::chat;
         if (view_ == View::rooms) return press_in_rooms(typed);
         shown().scroll(-rows_down(typed.key), height_, columns_);
     }
+
+    // Enter may have been meant for the line that was being typed.
+    void press_at_end(Key key) {
+        const bool meant = Clock::now() - over_since_ > 1s;
+        if (key == Key::enter && meant) return join_again();
+        if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
+        shown().scroll(-rows_down(key), height_, columns_);
+    }
+
+    bool stays_open() const override { return terminal_mode == whole_screen; }
 
     Scrollback& shown() { return view_ == View::info ? help_ : scrollback_; }
 
@@ -1725,9 +1790,9 @@ class ScreenClient : public Client {
         if (hit != targets_.end()) hit->act();
     }
 
-    void click_room(long number) {
+    void click_room(const std::string& name) {
         const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = std::exchange(chosen_, number) == number && since < double_click;
+        const bool twice = std::exchange(chosen_, name) == name && since < double_click;
         if (twice) join();
     }
 
@@ -1780,6 +1845,7 @@ class ScreenClient : public Client {
         if (in_chat && line_.text().empty()) begun_in_ = heading();
         switch (typed.key) {
             case Key::text:
+                if (prompt_ && typed.text.find_first_not_of(prompt_->at_once) != 0) return answer_at_once(typed.text);
                 if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
                 return;
             case Key::paste: return paste(typed.text, editor);
@@ -1797,6 +1863,12 @@ class ScreenClient : public Client {
         editor.press(typed.key);
     }
 
+    void answer_at_once(const std::string& text) {
+        prompt_->editor.insert(text.substr(0, 1));
+        keys_.put_back(text.substr(1));
+        enter();
+    }
+
     void enter() {
         if (prompt() == nullptr) return say();
         std::optional<Prompt>& asked = prompt_ ? prompt_ : answer_;
@@ -1812,6 +1884,9 @@ class ScreenClient : public Client {
             answer_.reset();
         } else if (question_ != Question::none && !line_.text().empty()) {
             line_.remember(line_.take_text());
+        } else if (lines_waiting() > 1) {
+            withdraw();
+            status_ = "The other lines are not sent.";
         }
     }
 
@@ -1846,7 +1921,7 @@ class ScreenClient : public Client {
             if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
         if (lines.size() > 1 && &editor == &line_) {
-            ask("Send " + std::to_string(lines.size()) + " lines? Enter sends, Esc does not ", false,
+            ask("Send " + std::to_string(lines.size()) + " lines? y or Enter, n or Esc ", false,
                 [this, lines, room = heading()](const std::string& no) {
                     if (!no.empty() && no != "y") return;
                     const bool all =
@@ -1854,6 +1929,7 @@ class ScreenClient : public Client {
                         std::all_of(lines.begin(), lines.end(), [&](const std::string& line) { return submit(line); });
                     if (!all) status_ = "Not all of that was sent: it was for " + room + ", or too much.";
                 });
+            prompt_->at_once = "yn";
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
         }
@@ -1884,9 +1960,11 @@ class ScreenClient : public Client {
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
             }
         } else if (fold(before).starts_with("/join ")) {
-            for (const ListedRoom& room : rooms_) add(room.name);
+            if (rooms_.empty()) list_rooms();
+            for (const ListedRoom& room : rooms_) add(room[1]);
         } else {
             for (const auto& [key, name] : members_) add(name);
+            for (const std::string& name : names_) add(name);
         }
     }
 
@@ -1899,14 +1977,14 @@ class ScreenClient : public Client {
     // Returns where the chosen room stands in the list; at its start, if it is not there.
     long chosen_index() const {
         const auto found =
-            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room.number == chosen_; });
+            std::find_if(rooms_.begin(), rooms_.end(), [&](const auto& room) { return room[1] == chosen_; });
         return found == rooms_.end() ? 0 : found - rooms_.begin();
     }
 
     void choose(long step) {
         if (rooms_.empty()) return;
         const long index = std::clamp(chosen_index() + step, 0L, static_cast<long>(rooms_.size()) - 1);
-        chosen_ = rooms_[static_cast<std::size_t>(index)].number;
+        chosen_ = rooms_[static_cast<std::size_t>(index)][1];
     }
 
     void press_in_rooms(const Typed& typed) {
@@ -1926,21 +2004,19 @@ class ScreenClient : public Client {
     void join() {
         if (rooms_.empty()) return;
         const ListedRoom& room = rooms_[static_cast<std::size_t>(chosen_index())];
-        const std::string command = "/join " + room.name;
-        if (same_name(room.name, room_)) {
+        const std::string& name = room[1];
+        if (same_name(name, room_)) {
             view_ = View::chat;
-        } else if (room.needs_code && !same_name(name_, "admin")) {
-            ask("The code of " + room.name + ": ", true,
-                [this, command](const std::string& code) { move(command + ' ' + code); });
+        } else if (room[3] == "CODE" && !same_name(name_, "admin")) {
+            ask("The code of " + name + ": ", true,
+                [this, name](const std::string& code) { move("/join " + name + ' ' + code); });
         } else {
-            move(command);
+            move("/join " + name);
         }
     }
 
-    // When it has been done the chat is shown.
     void move(const std::string& command) {
-        moving_ = submit(command);
-        if (!moving_) status_ = "That cannot be done now.";
+        if (!submit(command)) status_ = "That cannot be done now.";
     }
 
     void create() {
@@ -1990,14 +2066,15 @@ class ScreenClient : public Client {
 
     void draw_bar(Canvas& canvas) {
         canvas.fill(0, " ", Style::bar);
-        const std::string separator = "  ";
-        const std::string text = ' ' + room_ + separator + (code_ == "-" ? "NO CODE" : "code " + code_) + separator +
-                                 std::to_string(members_.size()) + (members_.size() == 1 ? " person" : " people") +
-                                 separator + (trouble_.empty() ? target_.name : trouble_);
-        canvas.put(0, 0, text, Style::bar);
-        if (canvas.columns < wide) return;
-        const int column = button(canvas, 0, canvas.columns - 20, " F1 Info ", {Key::info});
-        button(canvas, 0, column + 1, " F2 Rooms ", {Key::rooms});
+        std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_);
+        if (members_.size() == 1) text += "  1 person";
+        if (members_.size() > 1) text += "  " + std::to_string(members_.size()) + " people";
+        text += "  " + (trouble_.empty() ? target_.name : trouble_) + (topic_.empty() ? "" : "  " + topic_);
+        const bool is_wide = canvas.columns >= wide;
+        const int end = canvas.columns - (is_wide ? 20 : 9);
+        canvas.put(0, 0, text, Style::bar, end);
+        const int column = button(canvas, 0, std::max(end, 0), is_wide ? " F1 Info " : " F1 ", {Key::info});
+        button(canvas, 0, column + 1, is_wide ? " F2 Rooms " : " F2 ", {Key::rooms});
     }
 
     void draw_lines(Canvas& canvas, int top, int bottom) {
@@ -2038,12 +2115,12 @@ class ScreenClient : public Client {
             if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
             column = button(canvas, row, column, label, key) + 1;
         }
-        canvas.put(row + 1, 0, room_row({" No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
+        canvas.put(row + 1, 0, room_row({"No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
         draw_room_rows(canvas, row + 2, bottom);
     }
 
-    static std::string room_row(const std::array<std::string, 6>& cells) {
-        return padded(cells[0], 6) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
+    static std::string room_row(const ListedRoom& cells) {
+        return ' ' + padded(cells[0], 5) + padded(cells[1], 13) + padded(cells[2], 8) + padded(cells[3], 9) +
                padded(cells[4], 13) + cells[5];
     }
 
@@ -2054,45 +2131,49 @@ class ScreenClient : public Client {
         for (int row = top; row < bottom; ++row) {
             const auto index = static_cast<std::size_t>(first_row_ + row - top);
             if (index >= rooms_.size()) return;
-            const ListedRoom& room = rooms_[index];
             const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            const std::string text = room_row({' ' + std::to_string(room.number), room.name,
-                                               std::to_string(room.people), room.needs_code ? "CODE" : "NO CODE",
-                                               room.creator, local_time(room.created, "%Y-%m-%d %H:%M")});
-            canvas.put(row, 0, padded(text, canvas.columns), style);
-            targets_.push_back({row, 0, canvas.columns, [this, number = room.number] { click_room(number); }});
+            canvas.put(row, 0, padded(room_row(rooms_[index]), canvas.columns), style);
+            targets_.push_back({row, 0, canvas.columns, [this, name = rooms_[index][1]] { click_room(name); }});
         }
     }
 
     // Between the view and the line: what the person should know now.
     void draw_rule(Canvas& canvas, int row) {
         canvas.fill(row, "─", Style::faint);
-        const bool older = view_ == View::chat && !scrollback_.follows();
-        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
-        const std::string text =
-            !status_.empty()                                       ? status_
-            : question_ != Question::none && prompt() != &*answer_ ? "The server asks something: first Enter, or Esc"
-            : lines_waiting() > (returning() ? 0 : 1) ? std::to_string(lines_waiting()) + " of your lines wait"
-            : older                                   ? news + (news.empty() ? "" : ", ") + "PgDn goes down"
-                                                      : news;
+        const std::string text = !status_.empty() ? status_ : state();
         if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
+    }
+
+    std::string state() {
+        if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
+            return "The server asks something: first Enter, or Esc";
+        if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
+        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
+        if (view_ != View::chat || scrollback_.follows()) return news;
+        return news + (news.empty() ? "" : ", ") + "PgDn goes down";
     }
 
     // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
     void draw_line(Canvas& canvas) {
         const int row = canvas.rows - 1;
         canvas.cursor_row = row;
+        if (!over_.empty()) {
+            const int column = button(canvas, row, 0, " Enter Join again ", {Key::enter});
+            canvas.put(row, button(canvas, row, column + 1, " Esc Leave ", {Key::escape}) + 1, over_, Style::mark);
+            return;
+        }
         Prompt* asked = prompt();
         if (asked == nullptr && view_ != View::chat) {
             const int column = button(canvas, row, 0, " Esc Back ", {Key::escape});
-            const char* keys =
-                view_ == View::rooms ? " The arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
+            const char* keys = view_ == View::rooms ? " Arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
             canvas.put(row, column, keys, Style::faint);
             return;
         }
         const Editor& editor = asked != nullptr ? asked->editor : line_;
         const bool secret = asked != nullptr && asked->secret;
-        const int start = asked == nullptr ? 0 : canvas.put(row, 0, asked->label, Style::mark, canvas.columns * 2 / 3);
+        const std::string label = asked != nullptr ? asked->label : name_.empty() ? "" : name_ + "> ";
+        const Style style = asked != nullptr ? Style::mark : style_of_name(name_);
+        const int start = canvas.put(row, 0, label, style, canvas.columns * 2 / 3);
         const int room = canvas.columns - start;
         const int cursor = columns_of(editor.before_cursor());
         const int step = std::max(room / 2, 1);
@@ -2108,7 +2189,7 @@ class ScreenClient : public Client {
         Client::print_end();
     }
 
-    static constexpr int refresh_wait = 3000;  // milliseconds
+    static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
@@ -2125,7 +2206,9 @@ class ScreenClient : public Client {
     View view_ = View::chat;
     Scrollback scrollback_, help_;
     std::string owner_;                           // of the room
+    std::string topic_;                           // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
+    std::set<std::string> names_;                 // seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
     std::string last_words_;                      // of the server
@@ -2133,16 +2216,15 @@ class ScreenClient : public Client {
     std::string begun_in_;                        // the room in which it was begun
     std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
     unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
-    bool moving_ = false;                         // from the list of rooms to another one
     std::string status_;                          // shown until the next key
     bool focused_ = true;                         // of the terminal's window, if it reports that
     bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
     bool bell_ = false;                           // is to be rung
-    Clock::time_point last_bell_, last_click_, last_key_;
+    Clock::time_point last_bell_, last_click_, last_key_, over_since_;
     int unread_ = 0;
     int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
     int first_row_ = 0;                    // of the rooms
-    long chosen_ = 0;                      // the number of a room
+    std::string chosen_;                   // a room
     std::vector<ClickTarget> targets_;     // as drawn last
     std::vector<std::string> candidates_;  // for what is being completed
     std::size_t candidate_ = 0, completed_from_ = 0;
@@ -2367,11 +2449,12 @@ class HelperConnection : public Connection {
 };
 
 // In the child, after fork(): runs the command in our place. What is called here is async-signal-safe.
-[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask) {
+[[noreturn]] void exec_helper(const char* line, int socket, int errors, bool may_ask, const sigset_t& signals) {
     dup2(socket, STDIN_FILENO);
     dup2(socket, STDOUT_FILENO);
     dup2(errors, STDERR_FILENO);
     signal(SIGPIPE, SIG_DFL);
+    pthread_sigmask(SIG_SETMASK, &signals, nullptr);
     if (!may_ask) setsid();  // without a terminal, where a question of its own would disturb the screen
     execl("/bin/sh", "sh", "-c", line, static_cast<char*>(nullptr));
     _exit(127);
@@ -2388,10 +2471,14 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
     const Fd its_errors(errors[1]);
     for (const int fd : {sockets[0], sockets[1], errors[0], errors[1]}) fcntl(fd, F_SETFD, FD_CLOEXEC);
     const std::string line = "exec " + command;
+    sigset_t all{}, before{};
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);  // a signal that ends us ends the helper too, once its number is known
     const pid_t pid = fork();
+    if (pid > 0) helper_pid = pid;
+    if (pid != 0) pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (pid < 0) throw_errno("fork");
-    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask);
-    helper_pid = pid;
+    if (pid == 0) exec_helper(line.c_str(), its_socket.get(), its_errors.get(), may_ask, before);
     return std::make_shared<HelperConnection>(std::move(our_socket), std::move(our_errors), pid);
 }
 
@@ -2514,6 +2601,8 @@ int main(int argc, char** argv) {
     while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
     close(unused);
     std::setlocale(LC_CTYPE, "");
+    const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
+    ascii_only = is_chosen && MB_CUR_MAX == 1;
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     try {
         return run(read_options(argc, argv));

@@ -25,6 +25,7 @@
 #include <malloc.h>
 #endif
 
+#include <concepts>
 #include <filesystem>
 #include <fstream>
 #include <list>
@@ -44,8 +45,7 @@ using Lock = std::unique_lock<std::mutex>;
 // ==== Part A: the chat ===================================================================================
 
 // ---- 1. Limits ----------------------------------------------------------------------------------------
-// Options are set by main() before any thread starts, and only read afterwards. docs/design.md says why each limit is
-// what it is.
+// Options are set before any thread starts, and only read afterwards. docs/design.md says why each limit is what it is.
 
 struct Options {
     std::string port = std::string(default_port);
@@ -204,8 +204,7 @@ std::string prepare();
 // Whatever is to be sent is queued as mail, under the mutex, in the order in which it was said. The sender takes all
 // the mail at once and does the rest without the mutex. It keeps its own record of who is in which room, and learns of
 // each change from the same queue: so a line reaches those who were in the room when it was said, in the same order for
-// all (promise 1). It never blocks on any client's socket (promise 2). While it is busy, what others say gathers in the
-// queue and goes out together, in one send() for each client.
+// all (promise 1). It never blocks on a socket (promise 2). What is said while it is busy goes out together.
 
 struct Mail {
     enum Action { say, tell, enter, leave, release };
@@ -471,13 +470,8 @@ Sender sender;
 // To say something is to queue it once for the whole room, under the mutex: so everyone sees the same lines in the same
 // order, the speaker included (promise 1). Any thread may call these; none blocks. docs/protocol.md has the lines.
 
-template <typename Part>
-auto text_of(const Part& part) {
-    if constexpr (std::is_integral_v<Part>)
-        return std::to_string(part);
-    else
-        return std::string_view(part);
-}
+std::string_view text_of(std::string_view text) { return text; }
+std::string text_of(std::integral auto number) { return std::to_string(number); }
 
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
@@ -661,11 +655,9 @@ void handle_line(Client& user, std::string_view line) {
     Lock lock(chat.mutex);
     sender.wait_for_space(lock);
     if (user.closing) return;
-    if (text.starts_with("//")) {
-        line = text.substr(1);
-    } else if (text.starts_with('/')) {
-        return run_command(lock, user, text.substr(1));
-    }
+    const bool escaped = text.starts_with("//");
+    if (text.starts_with('/') && !escaped) return run_command(lock, user, text.substr(1));
+    if (escaped) line = text.substr(1);
     if (chat.blocked.contains(user.key)) return divert(lock, user, line);
     say(lock, user, "SAY", line);
 }
@@ -765,8 +757,7 @@ int open_listeners(std::vector<Fd>& listeners) {
 // Accepts clients, and rejects those for whom there is no place: only in the main thread.
 class Acceptor {
    public:
-    // Until the server is to stop. When nobody has come for a while, the system gets back what free() has kept: half a
-    // gigabyte after thousands of logins.
+    // When nobody has come for a while, the system gets back what free() has kept: half a gigabyte after many logins.
     void run(const std::vector<Fd>& listeners) {
         std::vector<pollfd> polled{{stop_request->fd(), POLLIN, 0}};
         for (const Fd& listener : listeners) polled.push_back({listener.get(), POLLIN, 0});
@@ -974,11 +965,9 @@ void run_log() { server_log.run(); }
 void stop_log() { server_log.stop(); }
 
 // ---- 9. A client's time -------------------------------------------------------------------------------
-// Each client's own thread keeps its deadlines, by the time that it has waited in recv(): a password that is being
-// hashed, or a file that is slow, takes none of it.
+// Each client's own thread keeps its deadlines. Only time in recv() counts: not that of a hash, or of a slow file.
 
-// Returns how long the client may be silent before its next line. Where it may be for ever, it is looked at each hour,
-// since others may move it elsewhere.
+// Returns how long the client may be silent; for ever is an hour, since it may be moved elsewhere meanwhile.
 Clock::duration silence_limit(const Client& client) {
     if (client.name.empty()) return std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return client.idle_limit == 0 ? Clock::duration(1h) : std::chrono::seconds(client.idle_limit);
@@ -990,8 +979,7 @@ Clock::duration time_left(const Client& client) {
     return (client.warned ? limit : limit / 2) - client.waited;
 }
 
-// Says what happens if the client remains silent. However late this is (the process may have been stopped), half of the
-// time is left.
+// Warns the client, which from then on has half of its time, however late that is: the process may have been stopped.
 void warn(const Lock& lock, Client& client) {
     client.warned = true;
     client.waited = silence_limit(client) / 2;
@@ -1002,8 +990,7 @@ void warn(const Lock& lock, Client& client) {
          moves ? "moved to public." : "disconnected.");
 }
 
-// The client has been silent for so long that it is warned, and then rejected, moved or disconnected; the admin, and an
-// owner, whose room would pass on, may be silent.
+// Warns a client, and then rejects, moves or disconnects it, but not the admin, nor an owner, whose room would pass on.
 void handle_silence(Client& client) {
     const Lock lock(chat.mutex);
     if (client.closing) return;
@@ -1113,8 +1100,7 @@ class LineFile {
     LineFile(std::string name, mode_t mode, std::string (*subject_in)(std::string_view))
         : path(std::move(name)), mode_(mode), subject_in_(subject_in) {}
 
-    // Calls see(line, number) for each line; there are none if there is no file yet. Throws if it cannot be read, and
-    // when the server is to stop meanwhile.
+    // Calls see(line, number) for each line; a missing file has none. Throws if it cannot be read, or at a stop.
     template <typename See>
     void for_each_line(See see) const {
         const Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -1182,8 +1168,7 @@ class LineFile {
         return std::filesystem::weakly_canonical(std::filesystem::absolute(path));
     }
 
-    // Locks the file against other servers, for as long as what is returned is open: flock(2). Blocks for up to five
-    // seconds, and throws then.
+    // Locks the file against other servers, while what is returned is open: flock(2). Throws after five seconds.
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
         for (int tries = 0; tries < 500; ++tries, std::this_thread::sleep_for(10ms)) {
@@ -1326,8 +1311,7 @@ std::string hash_method;  // for new passwords, as crypt(5) has it; set at start
 
 std::mutex hashing;  // one thread at a time: crypt() has one buffer, and however many log in, the chat keeps a core
 
-// Hashes a password with crypt(3) in tens of milliseconds; `setting` is a method with a salt, or a hash made before.
-// Throws if the system lacks the method, and when the server is to stop.
+// Hashes a password; `setting` is a method with a salt, or an earlier hash. Throws if crypt(3) cannot, or at a stop.
 std::string hash_password(const Lock& /*held*/, const std::string& password, const std::string& setting) {
     if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
     const char* hash = crypt(password.c_str(), setting.c_str());
@@ -1373,8 +1357,7 @@ std::optional<std::string> ask(Client& client, std::string_view question) {
     return answer && !answer->empty() ? answer : std::nullopt;
 }
 
-// Asks for a password until check() finds no problem with the answer. False: there is none, or the connection is to
-// end.
+// Asks for a password until check() finds no problem with it. False: there is none, or the connection is to end.
 template <typename Check>
 bool ask_password(Client& client, std::string_view question, Check check) {
     for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
@@ -1389,8 +1372,7 @@ bool ask_password(Client& client, std::string_view question, Check check) {
     return false;
 }
 
-// Asks for a new password and stores it, if the account is still as given: none, or the same line. False: it is not
-// stored, and the client knows why.
+// Asks for a new password and stores it, if the account is still as given. False: it is not, and the client knows why.
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     while (true) {
         const auto given = ask(client, concat("NEWPASS A new password for ", name, "? 8 characters to 256 bytes."));
@@ -1427,8 +1409,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
 }
 
 // Asks for the password that a name needs, if any, or for a new one. That goes before the question whether the name can
-// be had: a password that was sent ahead must not become a name (promise 7). False: another name is to be asked for, or
-// the connection is to end.
+// be had: a password that was sent ahead must not become a name (promise 7). False: it asks for another name, or ends.
 bool authenticate(Client& client, std::string_view name) {
     if (same_name(name, "admin")) {
         return ask_password(client, "The admin's password?", [&](const std::string& given) {
@@ -1504,24 +1485,22 @@ bool log_in(Client& client) {
 
 bool in_public(const Client& user) { return user.room == &public_room(); }
 
-// Returns the client that is logged in under a name, or tells the user that nobody is.
-Client* find(const Lock& lock, Client& user, std::string_view name) {
+using Refusal = std::invalid_argument;  // why a command is not carried out: run_command() tells the user
+
+// Returns the client that is logged in under a name. Throws a Refusal if nobody is.
+Client& find(const Lock& /*held*/, std::string_view name) {
     const auto found = chat.by_name.find(fold(name));
-    if (found != chat.by_name.end()) return found->second;
-    error(lock, user, "Nobody here is called ", name, ".");
-    return nullptr;
+    if (found == chat.by_name.end()) throw Refusal(concat("Nobody here is called ", name, "."));
+    return *found->second;
 }
 
 // As find(), for what is done to others: not to oneself or the operator, and to the admin by the operator alone.
-Client* find_target(const Lock& lock, Client& user, std::string_view name) {
-    Client* target = find(lock, user, name);
-    if (target == nullptr) return nullptr;
-    const char* problem = nullptr;
-    if (target->admin && !is_operator(user)) problem = "That is the admin.";
-    if (is_operator(*target)) problem = "That is the operator, at the server's own terminal.";
-    if (target == &user) problem = "That is yourself.";
-    if (problem != nullptr) error(lock, user, problem);
-    return problem == nullptr ? target : nullptr;
+Client& find_target(const Lock& lock, const Client& user, std::string_view name) {
+    Client& target = find(lock, name);
+    if (&target == &user) throw Refusal("That is yourself.");
+    if (is_operator(target)) throw Refusal("That is the operator, at the server's own terminal.");
+    if (target.admin && !is_operator(user)) throw Refusal("That is the admin.");
+    return target;
 }
 
 // Posts the names in a room in as many lines as it takes, each of which begins so; those who are blocked get the mark.
@@ -1552,10 +1531,7 @@ void post_person(const Lock& lock, Client& to, const Client& person) {
 }
 
 void who(Lock& lock, Client& user, std::string_view whom) {
-    if (!whom.empty() && !same_name(whom, "all")) {
-        if (const Client* person = find(lock, user, whom)) post_person(lock, user, *person);
-        return;
-    }
+    if (!whom.empty() && !same_name(whom, "all")) return post_person(lock, user, find(lock, whom));
     for (const Room& room : chat.rooms) {
         const std::string start = concat("INFO ", room.name, " (", room.members.size(), "):");
         if (!whom.empty()) post_names(lock, user, room, start, user.admin ? "*" : "");
@@ -1595,7 +1571,8 @@ void private_message(const Lock& lock, Client& from, Client& to, std::string_vie
 }
 
 void msg(Lock& lock, Client& user, std::string_view rest) {
-    if (Client* to = find(lock, user, take_word(rest))) private_message(lock, user, *to, trim(rest));
+    Client& to = find(lock, take_word(rest));
+    private_message(lock, user, to, trim(rest));
 }
 
 void reply(Lock& lock, Client& user, std::string_view rest) {
@@ -1612,12 +1589,11 @@ void ignore(Lock& lock, Client& user, std::string_view rest) {
         if (ignorers->second.empty()) chat.ignorers.erase(ignorers);
         return info(lock, user, "You hear ", rest, " again.");
     }
-    const Client* target = find(lock, user, rest);
-    if (target == nullptr) return;
-    if (target == &user || is_operator(*target)) return error(lock, user, "Not yourself, and not the server.");
-    if (target->admin) return error(lock, user, "The admin cannot be ignored.");
-    chat.ignorers[target->key].push_back(&user);
-    info(lock, user, "You no longer hear ", target->name, ". The same command undoes it.");
+    const Client& target = find(lock, rest);
+    if (&target == &user || is_operator(target)) return error(lock, user, "Not yourself, and not the server.");
+    if (target.admin) return error(lock, user, "The admin cannot be ignored.");
+    chat.ignorers[target.key].push_back(&user);
+    info(lock, user, "You no longer hear ", target.name, ". The same command undoes it.");
 }
 
 void quit_chat(Lock& lock, Client& user, std::string_view /*rest*/) {
@@ -1688,26 +1664,23 @@ void move_to_public(const Lock& lock, Client& user, Client& target, std::string_
 }
 
 void fire(Lock& lock, Client& user, std::string_view rest) {
-    Client* target = find_target(lock, user, rest);
-    if (target == nullptr) return;
-    info(lock, user, target->name, " was disconnected.");
+    Client& target = find_target(lock, user, rest);
+    info(lock, user, target.name, " was disconnected.");
     const std::string done = concat("kicked by ", user.name, ".");
-    disconnect(lock, *target, "BYE KICK You were " + done, "was " + done);
+    disconnect(lock, target, "BYE KICK You were " + done, "was " + done);
 }
 
 void kick(Lock& lock, Client& user, std::string_view rest) {
     if (in_public(user)) return fire(lock, user, rest);
-    Client* target = find_target(lock, user, rest);
-    if (target == nullptr) return;
-    if (target->room != user.room) return error(lock, user, target->name, " is not in this room.");
-    move_to_public(lock, user, *target, "kicked");
+    Client& target = find_target(lock, user, rest);
+    if (target.room != user.room) return error(lock, user, target.name, " is not in this room.");
+    move_to_public(lock, user, target, "kicked");
 }
 
 void out(Lock& lock, Client& user, std::string_view rest) {
-    Client* target = find_target(lock, user, rest);
-    if (target == nullptr) return;
-    if (in_public(*target)) return error(lock, user, target->name, " is in public; /fire disconnects.");
-    move_to_public(lock, user, *target, "moved out");
+    Client& target = find_target(lock, user, rest);
+    if (in_public(target)) return error(lock, user, target.name, " is in public; /fire disconnects.");
+    move_to_public(lock, user, target, "moved out");
 }
 
 // Brings everyone in a room back to public, and ends it if a client made it.
@@ -1791,15 +1764,14 @@ void divert(const Lock& lock, Client& user, std::string_view line) {
     error(lock, user, "You are blocked: only the admin and the operator have seen that.");
 }
 
-// Returns what may be banned as it is kept; empty, and the user is told, if it is no name, address or network.
-std::string ban_target(const Lock& lock, Client& user, std::string_view text) {
+// Returns what may be banned as it is kept. Throws a Refusal if it is no name, address or network.
+std::string ban_target(std::string_view text) {
     std::string target = can_be_shut_out(text) ? std::string(text) : normal_address(std::string(text));
-    if (target.empty()) error(lock, user, "That is neither a name that can be banned, nor an address or a network.");
+    if (target.empty()) throw Refusal("That is neither a name that can be banned, nor an address or a network.");
     return target;
 }
 
-// Adds a line about somebody to a file, or removes it if `line` is empty. Returns false if that is so already. Releases
-// the mutex meanwhile, for that waits for the disk.
+// Adds a line about somebody to a file, or removes it if `line` is empty, with the mutex released. False: it is so.
 bool change_unlocked(Lock& lock, LineFile& file, std::string_view who, const std::string& line) {
     lock.unlock();
     const auto accept = [&](const std::optional<std::string>& present) { return present.has_value() == line.empty(); };
@@ -1816,8 +1788,7 @@ void tell_origin(const Lock& lock, Client& user, const Client& banned) {
 }
 
 void ban(Lock& lock, Client& user, std::string_view rest) {
-    const std::string target = ban_target(lock, user, rest);
-    if (target.empty()) return;
+    const std::string target = ban_target(rest);
     const std::string warning = concat("You come from ", user.address, " yourself, and could not log in again.");
     if (is_about(target, user.address) && !confirmed(lock, user, "ban " + target, warning)) return;
     const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
@@ -1837,8 +1808,7 @@ void ban(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void unban(Lock& lock, Client& user, std::string_view rest) {
-    const std::string target = ban_target(lock, user, rest);
-    if (target.empty()) return;
+    const std::string target = ban_target(rest);
     if (!change_unlocked(lock, bans_file, target, "")) return error(lock, user, target, " is not banned.");
     log_event(concat(target, " was unbanned by ", user.name, "."));
     info(lock, user, target, " is no longer banned.");
@@ -1973,8 +1943,7 @@ void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
     error(lock, user, "There is no command /", mistyped, "; ", hint);
 }
 
-// Does what a command asks for; line is what follows the '/'. Where files or passwords are concerned it blocks, with
-// the mutex released.
+// Does what a command asks for; line is what follows the '/'. Files may block it, with the mutex released.
 void run_command(Lock& lock, Client& user, std::string_view line) {
     std::string_view rest = line;
     const std::string_view name = take_word(rest);
@@ -1993,6 +1962,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     }
     try {
         command->run(lock, user, trim(rest));
+    } catch (const Refusal& refusal) {
+        error(lock, user, refusal.what());
     } catch (const std::runtime_error& problem) {  // of a file, while the mutex was released
         if (!lock.owns_lock()) lock.lock();
         log_event(concat(name, " failed: ", problem.what()));
@@ -2199,8 +2170,7 @@ void read_options(int argc, char** argv) {
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
 
-// Takes the admin's password from a file or the environment, where it is wiped out, or makes one; returns that, or
-// where it is set.
+// Takes the admin's password from a file or the environment, or makes one; returns that, or where it is set.
 std::string choose_admin_password() {
     const std::string& path = options.admin_password_file;
     std::string given;
@@ -2222,8 +2192,7 @@ std::string choose_admin_password() {
     return "as set in " + (path.empty() ? "CHAT_ADMIN_PASSWORD" : path);
 }
 
-// Tells of lines that are no bans or accounts, which stay as they are. Throws if a file cannot be read, or that of the
-// accounts cannot be changed.
+// Tells of lines that mean nothing. Throws if a file cannot be read, or that of the accounts cannot be changed.
 void check_files() {
     try {
         bans_file.check_writable();

@@ -16,7 +16,7 @@ mosquitto_sub -h "$broker" -p "$broker_port" -q 2 -R -v -t "$topic/+" -T "$topic
 subscriber=$!
 mosquitto_pub -h "$broker" -p "$broker_port" -q 2 -l -t "$topic/$here" <"$dir/said" &
 publisher=$!
-trap 'kill -KILL $subscriber $publisher 2>/dev/null; rm -r "$dir"' EXIT # TERM they ignore without a broker
+trap 'kill -KILL $subscriber $publisher 2>/dev/null; rm -r "$dir"' EXIT # now and then they ignore TERM
 trap exit INT TERM
 
 # What others heard is said here. Each line gets their name before it: none can begin with "/", and be a command.
@@ -28,7 +28,7 @@ trap exit INT TERM
     w /dev/stderr
     # Until "ready": what was said before. An error there, or another room later: we are where we should not be.
     1,/^[^ ]* == ready$/ { /^[^ ]* !! /q; d; }
-    /^[^ ]* -- [^ ]* -- You are in /q
+    /^[^ ]* [^A-Za-z0-9*=][^:]* You are in /q
     # What people say or do is told, without the time; not what another bridge says, or it would go in circles.
     s/^[^ ]* //
     /^\(\* \)\{0,1\}mqtt/d

@@ -590,11 +590,7 @@ TEST(Sigterm, EndsTheServerWhicheverThreadGetsIt) {
         ASSERT_TRUE(eventually([&] {  // all are started, and wait
             ids.clear();
             for (const auto& task : fs::directory_iterator(tasks)) ids.push_back(std::stoi(task.path().filename()));
-            const auto waits = [&](pid_t id) {
-                const auto state = re("\\) (.)").find(read_file(tasks + "/" + std::to_string(id) + "/stat"));
-                return state && (*state).ends_with("S");
-            };
-            return ids.size() >= 4 && ids.size() >= threads && std::all_of(ids.begin(), ids.end(), waits);
+            return ids.size() >= 4 && ids.size() >= threads && all_threads_wait(server.pid());
         }));
         std::erase_if(ids, [&](pid_t id) {  // a sanitizer's own thread blocks all signals: none is delivered to it
             const auto blocked =

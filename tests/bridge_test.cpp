@@ -26,7 +26,10 @@ std::string program(const std::string& name) {
 // An MQTT broker, on loopback alone.
 class Broker {
    public:
-    Broker() { start(); }
+    Broker() {
+        for (const char* needed : {"mosquitto", "mosquitto_sub", "mosquitto_pub"}) program(needed);
+        start();
+    }
     int port() const { return port_; }
 
     void stop() {
@@ -80,7 +83,7 @@ struct Bridge : Process {
     Bridge(const Broker& broker, const Server& server, const std::string& here, const std::string& room = "lab")
         : Process("/bin/sh", {.args = {"docs/bridge.sh", here, room, "127.0.0.1", std::to_string(broker.port()),
                                        "127.0.0.1", std::to_string(server.port())},
-                              .env = {"CHATROOM_CLIENT=" + client_path()}}) {}
+                              .env = {"CHATROOM_CLIENT=" + client_path(), "LC_ALL=C.UTF-8"}}) {}
     ~Bridge() override {
         if (running()) signal(SIGTERM);
         wait_exit();
@@ -168,9 +171,9 @@ TEST(Bridge, TellsOnlyWhatIsSaidInTheRoomFromNowOn) {
     bob.send_line("this is public");
     bob.expect("SAY bob this is public");
     alice.send_line("/me waves");
-    alice.send_line("  héllo -- You are in public == ready: " + std::string(3000, 'x'));
+    alice.send_line("  héllo -- You are in public. == ready: " + std::string(3000, 'x'));
     carol.expect_none_until("SAY mqttlab [north] alice", "SAY mqttlab [north] * alice waves");
-    carol.expect_next("SAY mqttlab [north] alice:   héllo -- You are in public == ready: " + std::string(3000, 'x'));
+    carol.expect_next("SAY mqttlab [north] alice:   héllo -- You are in public. == ready: " + std::string(3000, 'x'));
 }
 
 TEST(Bridge, TakesNeitherCommandsNorOldMessagesFromTheBroker) {
@@ -264,13 +267,13 @@ TEST(Bridge, EndsWithItsServer) {
 }
 
 TEST(Bridge, EndsWithoutABroker) {
-    const std::string needed = program("mosquitto_sub");
+    program("mosquitto_sub");
     int nobody = 0;
     { nobody = Listener().port(); }
     const Server north(with_lab);
     Process bridge("/bin/sh", {.args = {"docs/bridge.sh", "north", "lab", "127.0.0.1", std::to_string(nobody),
                                         "127.0.0.1", std::to_string(north.port())},
-                               .env = {"CHATROOM_CLIENT=" + client_path()}});
+                               .env = {"CHATROOM_CLIENT=" + client_path(), "LC_ALL=C.UTF-8"}});
     bridge.wait_error("refused");
     bridge.wait_exit();
 }

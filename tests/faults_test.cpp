@@ -184,6 +184,8 @@ TEST_F(Faults, BrokenConnectionEndsItselfAlone) {
          {std::pair(recv_call, ECONNRESET), {recv_call, ETIMEDOUT}, {send_call, EPIPE}, {send_call, ECONNRESET}}) {
         Peer alice(server.port(), "alice");
         bob.expect(starts("JOIN alice "));
+        // Twice, since it does not look at all threads at one moment. Bob's recv() must not be the one that fails.
+        ASSERT_TRUE(eventually([&] { return all_threads_wait(server.pid()) && all_threads_wait(server.pid()); }));
         orders.fail(call, error);
         alice.send_line("/echo hello");
         bob.expect(starts("LEAVE alice "), 10);

@@ -70,7 +70,7 @@ struct Client : OnScreen {
     }
 
     void wait_line(const std::string& line) {
-        wait("with this in the last row: " + line, [&](const Terminal& t) { return t.line(23) == line; });
+        wait("with this in the last row: " + line, [&](const Terminal& t) { return t.line(23) == "alice> " + line; });
     }
 
     std::unique_ptr<Listener> listener;
@@ -342,30 +342,71 @@ TEST(Signal, ThatDoesNotEndAProcessDoesNotEndTheClient) {
     client.expect_line("still here");
 }
 
+// Has the client paint much on a terminal that takes nothing, until nothing moves.
+void clog(Process& client, Peer& server) {
+    client.pause_reading(true);
+    for (int i = 0; i < 10'000; ++i) {
+        std::string lines;
+        for (int line = 0; line < 200; ++line)
+            lines += "SAY bob " + std::string(200, static_cast<char>('a' + i % 26)) + "\n";
+        if (!server.try_send(lines, 0.2)) return;
+    }
+    ADD_FAILURE() << "the client has taken everything";
+}
+
 // A terminal that takes nothing holds up nobody who wants the client to end.
 TEST(Signal, EndsItWhenTheTerminalTakesNothing) {
     const termios before = fresh_modes();
     for (const int number : {SIGTERM, SIGHUP, SIGINT}) {
         Client client;
-        client.process.pause_reading(true);
-        std::string lines;
-        for (int i = 0; i < 200; ++i) lines += "SAY bob " + std::to_string(i) + std::string(200, 'x') + "\n";
-        for (int i = 0; i < 1000 && client.server.try_send(lines, 0.2); ++i) continue;  // until nothing moves
+        clog(client.process, client.server);
         client.process.signal(number);
         EXPECT_EQ(client.process.wait_exit(10), -number);
         EXPECT_EQ(client.process.modes().c_lflag, before.c_lflag);
     }
 }
 
+TEST(Signal, ThatEndsItTakesWhatWasTypedAheadWithIt) {
+    Listener listener;
+    TempDir dir;
+    const std::string pid = (dir.path() / "pid").string();
+    OnScreen script("/bin/sh", {.args = {"-c", "sh -c 'echo $$ >" + pid + "; exec " + client_path() + " 127.0.0.1 " +
+                                                   std::to_string(listener.port()) + "'; exec cat"}});
+    Peer server = listener.accept();
+    server.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.");
+    script.wait("Welcome.");
+    clog(script.process, server);
+    script.type("typed ahead\r");
+    EXPECT_EQ(kill(std::stoi(read_file(pid)), SIGTERM), 0);
+    script.process.pause_reading(false);
+    script.wait("the end", [](const Terminal& t) { return !t.alternate; });
+    script.type("the next line\n");
+    script.wait("its echo and cat's", [](const Terminal& t) { return count_in(t.text(), "the next line") == 2; });
+    EXPECT_FALSE(contains(script.process.output(), "typed ahead")) << script.terminal.text();
+}
+
+// A client that a shell has started, as alice.
+struct InShell : OnScreen {
+    explicit InShell(const Server& server) : OnScreen("/bin/sh", {.args = {"-i"}, .env = {"PS1=shell> ", "NO_COLOR"}}) {
+        wait("shell>");
+        const std::string pid = (dir.path() / "pid").string();
+        type("sh -c 'echo $$ >" + pid + "; exec " + client_path() + " 127.0.0.1 " + std::to_string(server.port()) +
+             " --name alice'\n");
+        wait("Welcome, alice");
+        client = std::stoi(read_file(pid));
+    }
+
+    void wait_prompt() {
+        wait("its prompt", [](const Terminal& t) { return !t.alternate && t.line(t.row) == "shell>"; });
+    }
+
+    TempDir dir;
+    pid_t client = -1;
+};
+
 TEST(Signal, EndsItInTheBackgroundWhereItLeavesTheScreenAlone) {
     Server server;
-    TempDir dir;
-    OnScreen shell("/bin/sh", {.args = {"-i"}, .env = {"PS1=shell> ", "NO_COLOR"}});
-    shell.wait("shell>");
-    const std::string pid = (dir.path() / "pid").string();
-    shell.type("sh -c 'echo $$ >" + pid + "; exec " + client_path() + " 127.0.0.1 " + std::to_string(server.port()) +
-               " --name alice'\n");
-    shell.wait("Welcome, alice");
+    InShell shell(server);
     shell.type("\x1A");
     shell.wait("its prompt", [](const Terminal& t) { return t.shows("Stopped") && t.line(t.row) == "shell>"; });
     shell.process.mark();
@@ -381,11 +422,10 @@ TEST(Signal, EndsItInTheBackgroundWhereItLeavesTheScreenAlone) {
     shell.type("fg\n");
     shell.wait("the chat again", [](const Terminal& t) { return t.alternate && t.shows("bob: hello"); });
     shell.type("\x1A");
-    shell.wait("its prompt", [](const Terminal& t) { return !t.alternate && t.line(t.row) == "shell>"; });
+    shell.wait_prompt();
     shell.type("bg\n");
-    shell.wait("its prompt again", [](const Terminal& t) { return t.line(t.row) == "shell>"; });
-    const pid_t client = std::stoi(read_file(pid));
-    EXPECT_EQ(kill(client, SIGTERM), 0);
+    shell.wait_prompt();
+    EXPECT_EQ(kill(shell.client, SIGTERM), 0);
     bob.expect("LEAVE alice");
 }
 
@@ -511,7 +551,7 @@ TEST(HostileServer, LeavesTheScreenAndTheDraftWhole) {
         for (int line = 0; line < 100; ++line) lines += line_of(random);
         client.tell(lines);
         ASSERT_EQ(client.terminal.strange, Lines{});
-        ASSERT_EQ(client.terminal.line(23), "a draft");
+        ASSERT_EQ(client.terminal.line(23), "alice> a draft");
     }
     EXPECT_LT(resident_bytes(client.process.pid()), is_sanitized() ? 512L << 20 : 64L << 20);
 }

@@ -109,6 +109,18 @@ inline bool allow_descriptors(rlim_t wanted) {
     return ::setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= wanted;
 }
 
+// Returns whether all threads of a process wait, as it says in /proc: of a server, each client's own in recv().
+inline bool all_threads_wait(pid_t pid) {
+    try {
+        for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+            if (harness::re("\\) (.)").find(harness::read_file(task.path() / "stat")) != "S") return false;
+        }
+        return true;
+    } catch (const std::exception&) {  // a thread has just ended
+        return false;
+    }
+}
+
 // Returns how many lines of the server's whole log have a text in them, once all that happened is in it.
 inline long logged(harness::Server& server, const std::string& text) {
     server.mark();

@@ -175,7 +175,7 @@ TEST(ScreenChat, ShowsWhereOneIsAndWithWhom) {
     User alice(server);
     Peer bob(server.port(), "bob");
     alice.wait("2 people");
-    EXPECT_NE(alice.terminal.line(0).find("public  NO CODE"), std::string::npos);
+    EXPECT_NE(alice.terminal.line(0).find("public  2 people"), std::string::npos);
     EXPECT_NE(alice.terminal.line(0).find("127.0.0.1 port " + std::to_string(server.port())), std::string::npos);
     alice.type("/create den 12345\r");
     alice.wait("den  code 12345  1 person");
@@ -245,6 +245,45 @@ TEST(ScreenChat, WrapsAtLinesAndMarksTheDay) {
     EXPECT_NE(client.terminal.line(row - 1).find("── " + local_time(std::time(nullptr), "%A")), std::string::npos);
 }
 
+TEST(ScreenChat, ShowsTheTopicAndWhoseLineItIs) {
+    ScriptedServer client;
+    client.wait("alice>");
+    client.tell("TOPIC public task 3, page 12");
+    EXPECT_TRUE(client.terminal.line(0).find("task 3, page 12") != std::string::npos) << client.terminal.text();
+    client.tell("ROOM den - - You are in den.\nWHO den 1 alice");
+    EXPECT_TRUE(client.terminal.shows("── den ── You are in den."));
+    EXPECT_EQ(client.terminal.line(0).substr(0, 24), " den  1 person  127.0.0.");
+    EXPECT_TRUE(client.terminal.line(0).find("task 3") == std::string::npos) << client.terminal.text();
+}
+
+TEST(ScreenChat, TellsItsKeysInSmallWindowsToo) {
+    ScriptedServer client({}, {10, 40});
+    for (const char* text : {" F1   F2 ", "alice>"}) client.wait(text);
+    client.type(key("f2"));
+    for (const char* text : {"Enter Join", "c Create", "x Exit code", "Esc Back", "Arrows choose, Enter joins."})
+        client.wait(text);
+    client.type(key("f1"));
+    client.wait(" Esc Back  PgDn and PgUp show the rest.");
+    client.type(key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn") + key("pgdn"));
+    client.wait("Marks:");
+    client.type(key("esc"));
+    client.wait("alice>");
+}
+
+TEST(ScreenChat, IsInAsciiWhereTheLocaleIs) {
+    Listener listener;
+    Launch launch = on_port(listener.port());
+    launch.env.emplace_back("LC_ALL=C");
+    OnScreen client(client_path(), launch);
+    Peer server = listener.accept();
+    server.send_line(
+        "WELCOME alice Welcome.\nROOM den - - You are in den.\nWHO den 1 alice\nSAY bob \xE6\xBC\xA2 e\u0301 x");
+    client.wait("bob: ?? e x");
+    EXPECT_TRUE(client.terminal.shows("-- den -- You are in den.")) << client.terminal.text();
+    const std::string& output = client.process.output();
+    EXPECT_TRUE(std::all_of(output.begin(), output.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; }));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The line
 
@@ -288,6 +327,8 @@ TEST(ScreenLine, IsEditedByKeys) {
         {"one two\33[1;5Dx", "one xtwo"},
         {"one two\33b\x0B", "one "},
         {"one two\33b\x15", "two"},
+        {"one two three\x01\33d\x05\x19", " two threeone"},
+        {"one two\x17\x01\x19 ", "two one "},
         {"a\x0C"
          "b",
          "ab"},
@@ -318,10 +359,11 @@ TEST(ScreenLine, IsEditedByGraphemes) {
 TEST(ScreenLine, KeepsTheCursorWhereItBelongs) {
     ScriptedServer client;
     client.type("漢字e\u0301👨‍👩‍👧🇩🇪x");
-    client.wait("the cursor behind all", [](const Terminal& t) { return t.row == 23 && t.column == 10; });
+    client.wait("the cursor behind all", [](const Terminal& t) { return t.row == 23 && t.column == 17; });
     for (int column : {9, 7, 5, 4, 2, 0}) {
         client.type(key("left"));
-        client.wait("the cursor at " + std::to_string(column), [=](const Terminal& t) { return t.column == column; });
+        client.wait("the cursor at " + std::to_string(column),
+                    [=](const Terminal& t) { return t.column == 7 + column; });
     }
     client.type(key("end") + std::string(200, 'y') + "漢");
     client.wait("the cursor on the screen", [](const Terminal& t) {
@@ -376,6 +418,25 @@ TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
     client.wait("Send 3 lines?");
     client.type("\r");
     for (const char* line : {"a", "b", "/c"}) client.hear(line);
+}
+
+TEST(ScreenLine, SendsAPasteAtOneKeyAndStopsItAtAnother) {
+    ScriptedServer client;
+    client.type("\33[200~a\rb\33[201~");
+    client.wait("Send 2 lines?");
+    client.type("nc\r");
+    client.hear("c");
+    client.type("\33[200~a\rb\rc\33[201~");
+    client.wait("Send 3 lines?");
+    client.type("y");
+    client.server.expect_next(re("^a$"));
+    client.wait("3 of your lines wait");
+    client.type(key("esc"));
+    client.wait_gone("3 of your lines wait");
+    client.server.send_line("SAY alice a");
+    client.wait("alice: a");
+    client.type("d\r");
+    client.hear("d");
 }
 
 TEST(ScreenLine, IsBounded) {
@@ -433,7 +494,7 @@ TEST(ScreenScrollback, MarksWhereOneLeftOff) {
     ScriptedServer client;
     client.tell("SAY bob before");
     client.type(key("focus out") + "x");
-    client.wait("with the x, so that the focus is out too", [](const Terminal& t) { return t.line(23) == "x"; });
+    client.wait("with the x, so that the focus is out too", [](const Terminal& t) { return t.line(23) == "alice> x"; });
     client.tell("SAY bob one\nSAY bob two");
     EXPECT_EQ(client.terminal.find("── new ───") + 1, client.terminal.find("bob: one"));
     EXPECT_EQ(client.terminal.title, "(2) public - Chatroom");
@@ -552,6 +613,8 @@ TEST(ScreenRooms, LetTheExitCodeEndTheServer) {
     alice.wait("its exit code: ");
     alice.type(code + "\r");
     EXPECT_EQ(server.wait_exit(), 0);
+    alice.wait(" Esc Leave  The server shuts down.");
+    alice.type(key("esc"));
     EXPECT_EQ(alice.process.wait_exit(), 1);
     alice.see();
     EXPECT_TRUE(alice.terminal.shows("The server shuts down.")) << alice.terminal.text();
@@ -592,8 +655,8 @@ TEST(ScreenSize, LeavesNoStrayCharacter) {
     client.process.mark();
     client.type("\x0Cz");
     client.process.wait_output("\33[2J");
-    client.wait("all anew", [](const Terminal& t) { return t.line(23) == "z"; });
-    EXPECT_EQ(client.terminal.text(), shown.substr(0, shown.size() - 1) + "z\n");
+    client.wait("all anew", [](const Terminal& t) { return t.line(23) == "alice> z"; });
+    EXPECT_EQ(client.terminal.text(), shown.substr(0, shown.size() - 1) + " z\n");
     EXPECT_EQ(client.terminal.strange, Lines{});
 }
 
@@ -603,7 +666,7 @@ TEST(ScreenSize, RedrawsOnlyWhatChanged) {
     client.process.mark();
     const std::size_t before = client.process.output().size();
     client.type("x");
-    client.wait("x in the last row", [](const Terminal& t) { return t.line(23) == "x"; });
+    client.wait("x in the last row", [](const Terminal& t) { return t.line(23) == "alice> x"; });
     EXPECT_LT(client.process.output().size() - before, 20U);
 }
 
@@ -656,7 +719,7 @@ TEST(ScreenSpeed, ShowsAKeyAtOnceWhileFiveHundredLinesASecondCome) {
     std::vector<double> times;
     for (int i = 0; i < 50; ++i) {
         client.wait("with ten more lines", [&](const Terminal& t) { return latest(t) >= 10 * i; });
-        const std::string draft = std::string(static_cast<std::size_t>(i) + 1, 'x');
+        const std::string draft = "alice> " + std::string(static_cast<std::size_t>(i) + 1, 'x');
         const auto start = harness::Clock::now();
         client.type("x");
         client.wait("a key", [&](const Terminal& t) { return t.line(23) == draft; });
@@ -685,7 +748,11 @@ TEST(ScreenEnd, GivesTheTerminalBackOnEveryWayOut) {
         if (way == "QUIT") alice.process.signal(SIGQUIT);
         if (way == "SEGV") alice.process.signal(SIGSEGV);
         if (way == "ABRT") alice.process.signal(SIGABRT);
-        if (way == "kick") server.write("/kick alice\n");
+        if (way == "kick") {
+            server.write("/kick alice\n");
+            alice.wait(" Esc Leave  You were kicked by server.");
+            alice.type("\x04");
+        }
         const int status = alice.process.wait_exit();
         EXPECT_EQ(status == 0, way == "quit" || way == "Ctrl-D") << way;
         EXPECT_TRUE(is_given_back(alice, before)) << way;
@@ -764,9 +831,39 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     client.wait("-- back");
     again.expect_next(re("^half a line$"));
     again.send_line("BYE IDLE You were silent for too long.");
+    client.wait(" Esc Leave  You were silent for too long.");
+    client.type(key("esc"));
     EXPECT_EQ(client.process.wait_exit(), 1);
     client.see();
     EXPECT_TRUE(client.terminal.shows("You were silent for too long."));
+}
+
+// Enter may have been meant for the line: for a second it does nothing.
+TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
+    ScriptedServer client;
+    client.tell("ROOM den 12345 alice You are in den.");
+    client.type("a draft");
+    client.server.send_line("BYE KICK You were kicked by bob.");
+    client.wait(" Enter Join again   Esc Leave  You were kicked by bob.");
+    client.type("\rmore\r");
+    client.server.expect_eof();
+    const std::future<void> enters = std::async(std::launch::async, [&] {
+        eventually([&, start = harness::Clock::now()] {
+            return harness::Clock::now() - start > std::chrono::milliseconds(1100);
+        });
+        client.process.write("\r");
+    });
+    enters.wait();
+    Peer again = client.listener->accept();
+    again.send_line("NICK Your name?");
+    again.expect_next(re("^alice$"));
+    again.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.");
+    again.expect_next(re("^/join den 12345$"));
+    again.send_line("ROOM den 12345 alice You are in den.");
+    client.wait("alice> a draft");
+    EXPECT_EQ(count_in(client.terminal.text(), "Your name?"), 0);
+    client.type("\r");
+    again.expect_next(re("^a draft$"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -811,8 +908,9 @@ TEST(ScreenTrusts, NoFloodToEnd) {
     client.wait("flood");
     for (int i = 1; i <= 5; ++i) {
         client.type("x");
-        client.wait("a key",
-                    [=](const Terminal& t) { return t.line(23) == std::string(static_cast<std::size_t>(i), 'x'); });
+        client.wait("a key", [=](const Terminal& t) {
+            return t.line(23) == "alice> " + std::string(static_cast<std::size_t>(i), 'x');
+        });
     }
     EXPECT_LT(resident_bytes(client.process.pid()), max_memory);
     client.type("\x03");

@@ -109,7 +109,7 @@ struct Case {
 
     // Until when to wait for what may never come: a step that ought to do it has all the time that it needs.
     Deadline patience(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
-        return {expected ? seconds : 0.5, file, line};
+        return {expected ? seconds : 0.3, file, line};
     }
 };
 
@@ -255,7 +255,7 @@ void drops_nobody(const Case& c) {
     const std::string line = long_text + '\n';
     for (int i = 0; i < 4000 && alice.try_send(line, c.expected ? 0.3 : 5); ++i) continue;
     carol.send_line("are you there, bob?");
-    bob.expect(step.said("carol", "are you there, bob?"), c.expected ? 20 : 1);
+    bob.expect(step.said("carol", "are you there, bob?"), c.expected ? 60 : 1);
 }
 
 void ends_threads(const Case& c) {
@@ -489,16 +489,13 @@ std::vector<std::vector<std::string>> table() {
     return rows;
 }
 
-// A step that lacks something is held against that only if the next one has it; the program in Python, in any case.
 std::vector<Case> cases() {
     std::vector<Case> all;
     const auto rows = table();
     for (std::size_t row = 1; row < rows.size(); ++row) {
         for (std::size_t column = 1; column < rows[row].size(); ++column) {
             const std::string &cell = rows[row][column], &step = rows[0].at(column);
-            const bool last_without =
-                step == "Python" || (column + 1 < rows[row].size() && rows[row][column + 1] == "yes");
-            if (cell == "yes" || (cell == "no" && last_without)) all.push_back({rows[row][0], step, cell == "yes"});
+            if (cell == "yes" || cell == "no") all.push_back({rows[row][0], step, cell == "yes"});
         }
     }
     return all;
@@ -531,6 +528,8 @@ TEST_P(Behaviour, IsAsTheTableSays) {
     const Case& c = GetParam();
     const auto check = behaviours.find(c.behaviour);
     ASSERT_NE(check, behaviours.end());
+    if (c.step == "Python" && Process("/usr/bin/env", {.args = {"python3", "--version"}}).wait_exit() != 0)
+        GTEST_SKIP() << "there is no python3";
     if (c.expected) return check->second(c);
     try {
         check->second(c);
@@ -661,9 +660,8 @@ TEST(ClientStep, RestoresTheTerminal10b) {
 }
 
 TEST(ClientStep, FindsAServer12b) {
-    const Step step("12a", "0");
-    std::string udp = step.output().substr(step.output().find("UDP port ") + 9);
-    udp = udp.substr(0, udp.find('\n'));
+    Step step("12a");
+    const std::string udp = step.wait_output(re("^answering on UDP port ([0-9]+)\\s"));
     Process found(step_path("12b"), {.args = {udp, "127.255.255.255"}});
     found.wait_output("is at 127.0.0.1, port " + std::to_string(step.port()) + ", with 0 in it");
     EXPECT_EQ(found.wait_exit(), 0);
