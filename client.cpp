@@ -482,7 +482,7 @@ class Client {
 
     // The writer: tells the server, now and then, that there is somebody, by an empty line, which it skips.
     void show_life() {
-        if (!is_idle() || Clock::now() - last_life_ < 30s) return;
+        if (!is_idle() || Clock::now() - last_life_ < std::chrono::seconds(30)) return;
         last_life_ = Clock::now();
         server_->send_line("");
     }
@@ -1773,7 +1773,7 @@ class ScreenClient : public Client {
 
     // Enter may have been meant for the line that was being typed.
     void press_at_end(Key key) {
-        const bool meant = Clock::now() - over_since_ > 1s;
+        const bool meant = Clock::now() - over_since_ > reading_time;
         if (key == Key::enter && meant) return join_again();
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         shown().scroll(-rows_down(key), height_, columns_);
@@ -2148,7 +2148,7 @@ class ScreenClient : public Client {
         if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
             return "The server asks something: first Enter, or Esc";
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
-        const std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
+        std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         if (view_ != View::chat || scrollback_.follows()) return news;
         return news + (news.empty() ? "" : ", ") + "PgDn goes down";
     }
@@ -2190,7 +2190,7 @@ class ScreenClient : public Client {
     }
 
     static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
-    static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500};
+    static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500}, reading_time{1000};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
     static constexpr long many = 1000000;             // rows: more than there are

@@ -11,10 +11,12 @@
 #include <clocale>
 #include <csignal>
 #include <functional>
+#include <future>
 #include <iostream>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "harness.hpp"
@@ -187,6 +189,21 @@ TEST(Keys, AreNotWhatATerminalAnswers) {
     client.server.expect_next(re("^b$"));
 }
 
+// Whoever types is not idle: an empty line says so, at most every thirty seconds.
+TEST(Keys, AreLifeToTheServer) {
+    Client client;
+    const auto start = harness::Clock::now();
+    auto typist = std::async(std::launch::async, [&] {
+        for (int i = 0; i < 32; ++i) {
+            client.process.type("x");
+            std::this_thread::sleep_for(std::chrono::seconds(1));  // a person's pause
+        }
+    });
+    EXPECT_EQ(client.server.expect_next("", 50), "");
+    EXPECT_GT(harness::Clock::now() - start, std::chrono::seconds(29));
+    typist.get();
+}
+
 TEST(Keys, InAQuestionLeaveTheChatLineAlone) {
     Client client;
     client.type("b");
@@ -281,9 +298,13 @@ TEST(ViaACommand, ThatIsEndedByASignalIsTold) {
 }
 
 TEST(ViaACommand, IsCleanedBeforeItIsShown) {
-    const std::string script = "echo 'WELCOME alice Welcome.'; echo 'ROOM den - - You are in den.'; exec sleep 60";
-    OnScreen client(client_path(), {.args = {"--via", "sh -c \"" + script + "\" \33[31m\a\t\n"}});
+    TempDir dir;
+    write_file(dir.path() / "s", "echo 'WELCOME alice Welcome.'; echo 'ROOM den - - You are in den.'; exec sleep 60");
+    OnScreen client(std::filesystem::absolute(client_path()),
+                    {.args = {"--via", "sh s \33[31m\a\t\n"}, .directory = dir.path()});
     client.wait("You are in den.");
+    EXPECT_NE(client.terminal.line(0).find("sh s \xEF\xBF\xBD[31m\xEF\xBF\xBD"), std::string::npos)
+        << client.terminal.text();
     EXPECT_EQ(client.terminal.strange, Lines{});
     EXPECT_EQ(client.terminal.bells, 0);
 }
