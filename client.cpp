@@ -226,9 +226,9 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
         Fd socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
         const int error = socket ? connect_within_limit(socket, *at, stop) : errno;
         if (error == 0) return socket;
-        const bool several = target.addresses->ai_next != nullptr;
-        const std::string which = several ? address_text(at->ai_addr, at->ai_addrlen) + ": " : "";
-        problem += (at == target.addresses.get() ? " " : "; ") + which + connect_advice(error);
+        if (at != target.addresses.get()) problem += ';';
+        if (target.addresses->ai_next != nullptr) problem += ' ' + address_text(at->ai_addr, at->ai_addrlen) + ':';
+        problem += ' ' + connect_advice(error);
     }
     throw std::runtime_error(problem);
 }
@@ -356,8 +356,8 @@ struct Message {
 // ---------------------------------------------------------------------------------------------------------
 // 4. The client: what both forms share
 //
-// It knows where it is: in which room, with whom, and what the server waits for. The reader keeps that up to date, and
-// reconnects when the connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
+// It knows where it is, and what the server waits for. The reader keeps that up to date, and reconnects when the
+// connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
 //
 // What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
 // begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
@@ -480,8 +480,7 @@ class Client {
         changed_.notify_all();
     }
 
-    // The writer: tells the server, now and then, that there is somebody. It skips an empty line, but counts it as
-    // life.
+    // The writer: tells the server, now and then, that there is somebody, by an empty line, which it skips.
     void show_life() {
         if (!is_idle() || Clock::now() - last_life_ < std::chrono::seconds(30)) return;
         last_life_ = Clock::now();
@@ -776,7 +775,8 @@ class PlainClient : public Client {
         const std::string typed = std::exchange(typed_last_, "");
         const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
         if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
-        if (message.word == "ROOM") entry.text.insert(0, "-- " + std::string(message.fields[0]) + ' ');
+        if (message.word == "ROOM")
+            entry.text = "-- " + std::string(message.fields[0]) + " -- " + std::string(message.text);
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 

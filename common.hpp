@@ -232,10 +232,15 @@ inline std::size_t screen_width() {
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
+// Returns the columns of a character, at most: the locale has them, or it may be two. See wcwidth(3).
+inline std::size_t max_columns(char32_t code) {
+    const int known = code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(code));
+    return known < 0 ? 2 : static_cast<std::size_t>(known);
+}
+
 // Returns lines as rows for a screen of so many columns, broken at spaces, or within a word that is too long. A line's
 // second and later rows are indented: what is far behind in somebody's long line cannot pass for another line (promise
-// 3). Without columns nothing is changed. Characters are as wide as the locale has them, and two columns where it does
-// not know them: wcwidth(3).
+// 3). Without columns nothing is changed.
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
     constexpr std::string_view indent = "        ";
     if (columns < indent.size() + 2) return std::string(lines);
@@ -243,8 +248,7 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
     std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
     for (Character next; !lines.empty(); lines.remove_prefix(next.bytes)) {
         next = decode_utf8(lines);
-        const int known = next.code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(next.code));
-        const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);
+        const std::size_t width = max_columns(next.code);
         if (column + width > columns) {
             if (word == 0 || next.code == ' ') word = text.size(), word_column = column;
             text.insert(word, '\n' + std::string(indent));

@@ -679,11 +679,7 @@ TEST(ClientShows, EachWordInItsOwnWay) {
         {"JOIN bob joined.", "-- bob joined."},
         {"LEAVE bob was kicked by admin.", "-- bob was kicked by admin."},
         {"WELCOME alice Welcome, alice.", "-- Welcome, alice."},
-<<<<<<< HEAD
-        {"ROOM public - - You are in public.", "── public ── You are in public."},
-=======
         {"ROOM public - - You are in public.", "-- public -- You are in public."},
->>>>>>> client2
         {"WHO public 2 bob alice", "-- 2 in public: bob alice"},
         {"ROOMS 1 rooms: number, name", "-- 1 room"},
         {"ROOMS 12 rooms: number, name", "-- 12 rooms"},
