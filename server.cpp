@@ -247,7 +247,7 @@ class Sender {
 
     // Waits until nothing is left that the sockets would take, or the time is over. Not the sender's own thread.
     void wait_until_idle(Lock& lock, Clock::duration limit) {
-        idle_.wait_for(lock, limit, [&] { return asleep_; });
+        idle_.wait_for(lock, limit, [&] { return asleep_ && mail_.empty(); });
     }
 
     // Before run(). Throws if there is no descriptor left.
