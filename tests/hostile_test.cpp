@@ -598,8 +598,8 @@ class AnyActions {
         wait_until_read(client_.process);
         client_.process.mark();
         client_.see();
-        client_.type("\x0C");
         const std::size_t from = client_.process.output().size();
+        client_.type("\x0C");
         const std::string anew = "\33[m\33[2J";
         client_.process.wait_output(anew);
         const std::string title = mark_title();
@@ -628,6 +628,8 @@ class AnyActions {
         const Window size{static_cast<unsigned short>(1 + random_() % 30),
                           static_cast<unsigned short>(1 + random_() % 100)};
         note("size " + std::to_string(size.rows) + "x" + std::to_string(size.columns));
+        if (size.rows == window_.rows && size.columns == window_.columns) return;  // which no signal tells
+        window_ = size;
         client_.resize(size);
         client_.process.wait_output("\33[2J");
     }
@@ -696,6 +698,7 @@ class AnyActions {
 
     std::mt19937& random_;
     Client client_;
+    Window window_;
     int rooms_ = 0;
     std::string history_;  // for the report
 };
