@@ -686,7 +686,8 @@ class AnyActions {
                                    "i"};
         std::string typed;
         for (unsigned long i = random_() % 6; i > 0; --i) typed += any(random_, keys);
-        if (random_() % 10 == 0) typed += paste_begins + text_of(random_) + "\n" + text_of(random_) + paste_ends;
+        const auto piece = [&] { return text_of(random_).substr(0, 500); };  // the terminal takes it at once
+        if (random_() % 10 == 0) typed += paste_begins + piece() + "\n" + piece() + paste_ends;
         note(typed);
         client_.type(typed + "\33[99~");  // no key, but it ends what is not complete
     }
