@@ -1335,6 +1335,8 @@ struct Canvas {
                 const bool bare = columns_of(decode_utf8(next).code) == 0;  // an accent with nothing to stand on
                 std::string cell = (bare ? " " : "") + std::string(next);
                 if (cell.ends_with("\u200D")) cell.resize(cell.size() - 3);  // a joiner that has nothing to join
+                if (column > 0 && at(row, column).text.empty()) at(row, column - 1).text = " ";  // half of it is gone
+                if (column + wide < columns && at(row, column + wide).text.empty()) at(row, column + wide).text = " ";
                 at(row, column) = {cell, style};
                 if (wide == 2) at(row, column + 1) = {"", style};
             }
