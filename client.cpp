@@ -586,8 +586,8 @@ class Client {
                                                            "JOIN", "LEAVE", "OWNER", "LIST"};
         if (message.word == "ERR") return true;
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
-        if (line.speaks) return message.is_speech() && same_name(message.fields[0], name_);
-        return !unasked.contains(message.word);
+        const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
+        return ours || (!line.speaks && !unasked.contains(message.word));
     }
 
     void confirm_line() {
@@ -1577,7 +1577,7 @@ In the list of rooms, the arrows and Enter or a double click go to one; c create
 /help /who /rooms /time /quote   /help COMMAND explains one
 /msg NAME TEXT   /reply TEXT   /ignore NAME   /me TEXT   /echo TEXT
 /create ROOM CODE   /join ROOM CODE   /leave   /password   /quit   /exit   /shutdown CODE
-The owner of a room: /kick NAME   /close
+The owner of a room: /kick NAME   /close   /topic TEXT
 The admin: /fire /out /ban /unban /bans /block /unblock /unregister /reset
 
 Marks: -- is a notice, !! says that something was wrong, * what somebody does, a -> b: a message in private.)";
