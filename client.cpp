@@ -1331,18 +1331,21 @@ struct Canvas {
         while (!text.empty() && column < to) {
             const std::string_view next = take_grapheme(text);
             const int wide = grapheme_columns(next);
-            if (row >= 0 && row < rows && column >= from && column + wide <= to) {
-                const bool bare = columns_of(decode_utf8(next).code) == 0;  // an accent with nothing to stand on
-                std::string cell = (bare ? " " : "") + std::string(next);
-                if (cell.ends_with("\u200D")) cell.resize(cell.size() - 3);  // a joiner that has nothing to join
-                if (column > 0 && at(row, column).text.empty()) at(row, column - 1).text = " ";  // half of it is gone
-                if (column + wide < columns && at(row, column + wide).text.empty()) at(row, column + wide).text = " ";
-                at(row, column) = {cell, style};
-                if (wide == 2) at(row, column + 1) = {"", style};
-            }
+            if (row >= 0 && row < rows && column >= from && column + wide <= to) set(row, column, next, style, wide);
             column += wide;
         }
         return column;
+    }
+
+    // What overwrites half of a wide grapheme overwrites all of it.
+    void set(int row, int column, std::string_view grapheme, Style style, int wide) {
+        const bool bare = columns_of(decode_utf8(grapheme).code) == 0;  // an accent with nothing to stand on
+        std::string text = (bare ? " " : "") + std::string(grapheme);
+        if (text.ends_with("\u200D")) text.resize(text.size() - 3);  // a joiner that has nothing to join
+        if (column > 0 && at(row, column).text.empty()) at(row, column - 1).text = " ";
+        if (column + wide < columns && at(row, column + wide).text.empty()) at(row, column + wide).text = " ";
+        at(row, column) = {text, style};
+        if (wide == 2) at(row, column + 1) = {"", style};
     }
 
     void put(int row, int column, const Row& pieces, int to = INT_MAX) {
