@@ -1451,6 +1451,30 @@ class Display {
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
 
+// Cuts text at words into rows of so many columns: the first one, and those after it.
+std::vector<std::string_view> wrap(std::string_view text, int first, int others) {
+    std::vector<std::string_view> rows;
+    std::size_t start = 0, word = 0;  // where the row and the last word in it begin
+    int column = 0, word_column = 0, room = first;
+    for (std::size_t at = 0, bytes = 0; at < text.size(); at += bytes) {
+        bytes = grapheme(text.substr(at));
+        const int wide = grapheme_columns(text.substr(at, bytes));
+        column += wide;
+        if (text[at] == ' ') {  // at the end of a row it may stand over
+            word = at + bytes;
+            word_column = column;
+        } else if (column > room && at > start) {
+            if (word <= start) word = at, word_column = column - wide;
+            rows.push_back(text.substr(start, word - start));
+            start = word;
+            column -= word_column;
+            room = others;
+        }
+    }
+    rows.push_back(text.substr(start));
+    return rows;
+}
+
 Row ruled(const std::string& text, int columns, Style style) {
     std::string row = "── " + text + ' ';
     for (int column = columns_of(row); column < columns; ++column) row += "─";
@@ -1531,14 +1555,15 @@ class Scrollback {
         }
         if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
         const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
-        const std::string indent(columns < 12 ? 1 : stamp.size() + 2, ' ');  // promise 3
-        std::istringstream wrapped_rows(wrapped(stamp + entry.text, static_cast<std::size_t>(columns), indent) + '\n');
-        bool begins = true;
-        for (std::string row; std::getline(wrapped_rows, row); begins = false) {
-            const std::string& before = begins ? stamp : indent;
-            const std::string text = row.substr(before.size()), name = begins ? text.substr(0, entry.name) : "";
-            rows.push_back(
-                {{before, Style::faint}, {name, style_of_name(name)}, {text.substr(name.size()), entry.style}});
+        const int width = static_cast<int>(stamp.size());
+        const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
+        for (const std::string_view part :
+             wrap(entry.text, columns - width, columns - static_cast<int>(indent.size()))) {
+            const bool begins = part.data() == entry.text.data();
+            const std::size_t name = begins ? std::min(entry.name, part.size()) : 0;
+            rows.push_back({{begins ? stamp : indent, Style::faint},
+                            {std::string(part.substr(0, name)), style_of_name(part.substr(0, name))},
+                            {std::string(part.substr(name)), entry.style}});
         }
         return rows;
     }

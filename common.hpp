@@ -241,7 +241,8 @@ inline std::size_t max_columns(char32_t code) {
 // Returns lines as rows for a screen of so many columns, broken at spaces, or within a word that is too long. A line's
 // second and later rows are indented: what is far behind in somebody's long line cannot pass for another line (promise
 // 3). Without columns nothing is changed.
-inline std::string wrapped(std::string_view lines, std::size_t columns, std::string_view indent = "        ") {
+inline std::string wrapped(std::string_view lines, std::size_t columns) {
+    constexpr std::string_view indent = "        ";
     if (columns < indent.size() + 2) return std::string(lines);
     std::string text;
     std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
