@@ -36,7 +36,7 @@ const std::string paste_begins = "\33[200~", paste_ends = "\33[201~";
 long rounds() { return from_environment("CHATROOM_HOSTILE_ROUNDS", 1); }
 
 std::mt19937 random_choices() {
-    const auto seed = static_cast<unsigned>(from_environment("CHATROOM_HOSTILE_SEED", std::random_device()()));
+    const auto seed = static_cast<unsigned>(from_environment("CHATROOM_HOSTILE_SEED", 1));
     std::cout << "CHATROOM_HOSTILE_SEED=" << seed << std::endl;
     return std::mt19937(seed);
 }
