@@ -526,9 +526,12 @@ void enter(const Lock& lock, Client& client, Room& room) {
     sender.queue(lock, {Mail::enter, room.number, &client});
     const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
     const std::string fields = concat(room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"));
+    const auto if_any = [](const char* what, const std::string& text) {
+        return text.empty() ? text : concat(what, text, ".");
+    };
     post(lock, client,
-         concat("ROOM ", fields, " You are in ", room.name, ". Its code: ", or_else(room.code, "NO CODE"),
-                ". Its owner: ", or_else(room.owner, "none"), "."));
+         concat("ROOM ", fields, " You are in ", room.name, ".", if_any(" Its code: ", room.code),
+                if_any(" Its owner: ", room.owner)));
     post_members(lock, client, room);
     for (const auto& [key, line] : room.history) {
         if (!ignores(lock, client, key)) post(lock, client, line);

@@ -18,7 +18,7 @@ using namespace harness;
 
 namespace {
 
-const std::string in_public = "ROOM public - - You are in public. Its code: NO CODE. Its owner: none.";
+const std::string in_public = "ROOM public - - You are in public.";
 
 Peer from_second_address(const Server& server, const std::string& name) {
     Peer peer(server.port(), {.from = second_address});
