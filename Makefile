@@ -177,8 +177,9 @@ $(B)/tests/libfaults.so: tests/faults.cpp tests/faults.hpp $(B)/flags
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) -fPIC -shared $< $(LDFLAGS) -o $@
 
-soak: all $(B)/tests/soak  ## everything at once on one server: prints what it uses, which must not grow (MINUTES=10)
+soak: all $(B)/tests/soak $(B)/tests/hostile_test  ## everything at once on one server, then a client (MINUTES=10)
 	@$(TEST_ENV) $(B)/tests/soak $(or $(SECONDS),$(shell expr 60 '*' $(or $(MINUTES),10)))
+	$(if $(SECONDS),,@$(TEST_ENV) CHATROOM_HOSTILE_ROUNDS=$(or $(MINUTES),10) $(B)/tests/hostile_test --gtest_brief=1)
 
 # libFuzzer comes with clang, whatever compiles the rest. What it finds out is kept in build/fuzz/*.corpus.
 FUZZ := $(patsubst tests/fuzz/%.cpp,%,$(wildcard tests/fuzz/*.cpp))

@@ -2606,7 +2606,7 @@ int main(int argc, char** argv) {
     program = std::filesystem::path(argv[0]).filename();
     int unused = 0;  // nothing else may get the number of a standard descriptor that was closed
     while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
-    close(unused);
+    if (unused >= 0) close(unused);
     std::setlocale(LC_CTYPE, "");
     const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
     ascii_only = is_chosen && MB_CUR_MAX == 1;
