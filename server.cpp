@@ -935,7 +935,7 @@ class Log {
         ((((waiting_ += stamp_) += room) += ' ') += text) += '\n';
     }
 
-    // Gives up at a broken output, and at a blocked one once the server stops.
+    // Stops at a broken output, and at a blocked one once the server stops.
     void write_all(std::string_view text) const {
         while (!text.empty() && !give_up_) {
             pollfd output{STDOUT_FILENO, POLLOUT, 0};  // which another program may have made non-blocking
@@ -1696,7 +1696,7 @@ void empty_room(const Lock& lock, Room& room, const Client& by, std::string_view
     if (!room.owner.empty()) end_room(lock, room);
 }
 
-// Returns whether the user gives a command for the second time within ten seconds; else warns, and asks for that.
+// Returns whether the user types a command for the second time within ten seconds; else warns, and asks for that.
 bool confirmed(const Lock& lock, Client& user, std::string_view command, std::string_view warning) {
     if (user.asked_again == command && Clock::now() < user.ask_limit) return true;
     user.asked_again = command;

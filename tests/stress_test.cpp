@@ -162,7 +162,7 @@ class Person {
             while (Clock::now() < until && pick(100) > 0) {
                 std::string lines;
                 for (int i = pick(4); i >= 0; --i) lines += something() + "\n";
-                if (!peer.try_send(lines + "/echo done\n", 30)) break;  // put off meanwhile
+                if (!peer.try_send(lines + "/echo done\n", 30)) break;  // dropped meanwhile
                 if (read_to(peer, reader, {"ECHO"}) != "ECHO") break;
             }
             if (pick(2) == 0) peer.reset();

@@ -88,7 +88,7 @@ bool takes_part(const Contender& contender, const Workload& workload) {
            (workload.arguments.empty() || contender.ours);
 }
 
-// Gives the seconds until the server has ended, while all its clients are there and read.
+// Returns the seconds until the server has ended, while all its clients are there and read.
 double shut_down(Server& server, Crowd& crowd) {
     const auto start = Clock::now();
     server.ask_to_end();

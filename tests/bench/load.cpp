@@ -24,7 +24,7 @@ std::uint32_t nanoseconds(Clock::duration time) {
     return static_cast<std::uint32_t>(std::min<long long>(count, std::numeric_limits<std::uint32_t>::max()));
 }
 
-// Gives the value below which a part of them is, in microseconds. Puts them in order.
+// Returns the value below which a part of them is, in microseconds. Puts them in order.
 double quantile(std::vector<std::uint32_t>& values, double part) {
     if (values.empty()) return 0;
     const auto last = static_cast<double>(values.size() - 1);

@@ -37,7 +37,7 @@ class Crowd {
    public:
     Crowd(Protocol protocol, int port, const Plan& plan);
 
-    // Brings everybody in. Gives the seconds until all are, and all have been told of all who came after them.
+    // Brings everybody in. Returns the seconds until all are, and all have been told of all who came after them.
     // Throws std::runtime_error if that takes too long.
     double log_in();
 

@@ -27,7 +27,7 @@ class Poller {
     }
     void remove(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-    // Gives the sockets from which something can be read, or that have ended.
+    // Returns the sockets from which something can be read, or that have ended.
     const std::vector<int>& wait(int timeout_ms) {
         const int count = epoll_wait(epoll_.get(), events_.data(), static_cast<int>(events_.size()), timeout_ms);
         ready_.clear();
@@ -74,7 +74,7 @@ inline sockaddr_in loopback(int port) {
     return address;
 }
 
-// Gives a socket bound to a port of 127.0.0.1, any free one for 0, and puts that one's number there.
+// Returns a socket bound to a port of 127.0.0.1, any free one for 0, and puts that one's number there.
 inline Fd bind_loopback(int& port) {
     Fd socket(::socket(AF_INET, SOCK_STREAM, 0));
     set_option(socket.get(), SOL_SOCKET, SO_REUSEADDR, 1);

@@ -24,11 +24,11 @@ struct Section {
     std::vector<Row> rows;
 
     [[nodiscard]] const Row* row(const std::string& server) const;
-    // Gives a figure of one server divided by that of another; 0 if there is none.
+    // Returns a figure of one server divided by that of another; 0 if there is none.
     [[nodiscard]] double ratio(const std::string& figure, const std::string& of, const std::string& to) const;
 };
 
-// Gives the median of each figure over the rounds, but the sum of what must not be: lost, doubled, disordered.
+// Returns the median of each figure over the rounds, but the sum of what must not be: lost, doubled, disordered.
 Outcome medians(const std::vector<Outcome>& rounds);
 
 void write_table(std::ostream& out, const Section& section);

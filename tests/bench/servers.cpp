@@ -137,7 +137,7 @@ bool accepts(int port) {
     return true;
 }
 
-// Gives the number in the line "listening on port N" of a server's output; 0 if it is not there yet.
+// Returns the number in the line "listening on port N" of a server's output; 0 if it is not there yet.
 int announced_port(const fs::path& output) {
     std::ifstream file(output);
     static constexpr std::string_view start = "listening on port ";

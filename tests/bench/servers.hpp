@@ -24,14 +24,14 @@ struct Contender {
     std::string name;
     Protocol protocol;
     int max_clients;  // beyond which it is not tried
-    // Gives the command that starts it, in a directory of its own where files can be put. It listens on the port, or,
+    // Returns the command that starts it, in a directory of its own where files can be put. It listens on the port, or,
     // if that is 0, on any, and prints which.
     std::function<std::vector<std::string>(const std::filesystem::path& directory, int port)> command;
     bool announces_port = true;
     bool ours = false;
 };
 
-// Gives those that are on this machine, and says on standard error which are not. `server` and `limits` are the paths
+// Returns those that are on this machine, and says on standard error which are not. `server` and `limits` are the paths
 // of our own.
 std::vector<Contender> find_contenders(const std::string& server, const std::string& limits);
 
