@@ -67,13 +67,9 @@ using Lock = std::unique_lock<std::mutex>;
 
 std::string program;  // the name that it was started by, for messages
 
-// =========================================================================================================
-// Part A: the chat
-// =========================================================================================================
+// ==== Part A: the chat =================================================================================
 
-// ---------------------------------------------------------------------------------------------------------
-// 1. The terminal
-//
+// ---- 1. The terminal ----------------------------------------------------------------------------------
 // Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
 // pipe, there is nothing to set.
 
@@ -132,9 +128,7 @@ class Keyboard {
     bool at_end_ = false;
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 2. The connection
-//
+// ---- 2. The connection --------------------------------------------------------------------------------
 // TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
 // the server in its own way (--via, section 13): to the client that is a connection like any other.
 
@@ -242,9 +236,7 @@ std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& 
     return std::make_shared<Connection>(std::move(socket));
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 3. The server's words
-//
+// ---- 3. The server's words ----------------------------------------------------------------------------
 // A line is shown with the time first and then its speaker: "alice:" for what is said, "*" for /me, "alice -> bob:" in
 // private; "--" and "!!" are the server's notices and errors, and "==" is /echo. No name looks like these marks, so
 // that they can be told apart without colours too. Nothing here blocks or throws, and any thread may call it.
@@ -353,9 +345,7 @@ struct Message {
     const Form* form = nullptr;
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 4. The client: what both forms share
-//
+// ---- 4. The client: what both forms share -------------------------------------------------------------
 // It knows where it is, and what the server waits for. The reader keeps that up to date, and reconnects when the
 // connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
 //
@@ -750,9 +740,7 @@ class Client {
     Clock::time_point last_life_ = Clock::now();  // when the server was told of it
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 5. The plain form
-//
+// ---- 5. The plain form --------------------------------------------------------------------------------
 // Lines in, lines out: on a terminal, and in pipes, where the next line is read only when it is the server's turn to
 // take one. The end of the input means /quit.
 
@@ -839,13 +827,9 @@ class PlainClient : public Client {
     Keyboard& keyboard_;
 };
 
-// =========================================================================================================
-// Part B: what people rely on
-// =========================================================================================================
+// ==== Part B: what people rely on ======================================================================
 
-// ---------------------------------------------------------------------------------------------------------
-// 6. The terminal's modes, and signals
-//
+// ---- 6. The terminal's modes, and signals -------------------------------------------------------------
 // What signal handlers need is global, and what they call is async-signal-safe.
 
 termios original_settings;                           // of the terminal, when its mode was first changed
@@ -952,9 +936,7 @@ void handle_signals() {
     catch_signal(SIGPIPE, SIG_IGN);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 7. The width of text
-//
+// ---- 7. The width of text -----------------------------------------------------------------------------
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
 // two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
 // blocks or throws.
@@ -1029,9 +1011,7 @@ std::string padded(std::string_view text, int columns) {
     return result.append(static_cast<std::size_t>(std::max(columns, 0)), ' ');
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 8. Keys, and the line that is typed
-//
+// ---- 8. Keys, and the line that is typed --------------------------------------------------------------
 // A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
 // that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
 // mutex; nothing here blocks or throws.
@@ -1285,9 +1265,7 @@ class Editor {
     std::string draft_;         // what was typed before an older line was recalled
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 9. The canvas, and the display
-//
+// ---- 9. The canvas, and the display -------------------------------------------------------------------
 // All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
 // display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
 
@@ -1445,9 +1423,7 @@ class Display {
     Style style_ = Style::plain;  // and what it writes in
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 10. The scrollback
-//
+// ---- 10. The scrollback -------------------------------------------------------------------------------
 // What was said, wrapped at words when it is shown and as wide as the screen is then. Lines have numbers that they keep
 // when older ones are removed. Used with the client's mutex held; nothing here blocks or throws.
 
@@ -1575,9 +1551,7 @@ class Scrollback {
     std::optional<std::size_t> mark_;  // the first line unread
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 11. The full-screen form
-//
+// ---- 11. The full-screen form -------------------------------------------------------------------------
 // Three views, the chat, the list of rooms and a page of help, over one line at the bottom in which one types, or
 // answers a question. Each change paints everything again. A click on something that can be clicked is the same as the
 // key that is named on it. As in the client, all is called with the mutex held, except what says that it locks it.
@@ -2237,9 +2211,7 @@ class ScreenClient : public Client {
     std::size_t candidate_ = 0, completed_from_ = 0;
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// 12. Finding a server
-//
+// ---- 12. Finding a server -----------------------------------------------------------------------------
 // A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
 // is a stranger's claim, and is checked, cleaned and bounded.
 
@@ -2395,9 +2367,7 @@ Address choose_server(Keyboard& keyboard) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 13. The helper command
-//
+// ---- 13. The helper command ---------------------------------------------------------------------------
 // A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
 // other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
 // start, which comes before it.
@@ -2489,9 +2459,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
     return std::make_shared<HelperConnection>(std::move(our_socket), std::move(our_errors), pid);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// 14. Starting
-//
+// ---- 14. Starting -------------------------------------------------------------------------------------
 // What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
 // if the user can see it in --help, with 1 otherwise.
 
