@@ -194,11 +194,12 @@ void turn_down(const Fd& socket, const std::string& reason);
 bool log_in(Client& client);
 void run_command(Lock& lock, Client& user, std::string_view line);
 void divert(const Lock& lock, Client& user, std::string_view line);
-void post_members(const Lock& lock, Client& to, const Room& room);
+void post_room(const Lock& lock, Client& to, const Room& room);
 void show_operator(std::string_view line);
 void run_console();
 void run_discovery(int port);
 std::string prepare();
+int open_listeners(std::vector<Fd>& listeners);
 
 // ---- 3. Sending ---------------------------------------------------------------------------------------
 // Whatever is to be sent is queued as mail, under the mutex, in the order in which it was said. The sender takes all
@@ -524,15 +525,7 @@ void enter(const Lock& lock, Client& client, Room& room) {
     client.room = &room;
     client.idle_limit = room.owner.empty() ? options.idle_public : options.idle;
     sender.queue(lock, {Mail::enter, room.number, &client});
-    const auto or_else = [](const std::string& text, const char* none) { return text.empty() ? none : text; };
-    const std::string fields = concat(room.name, " ", or_else(room.code, "-"), " ", or_else(room.owner, "-"));
-    const auto if_any = [](const char* what, const std::string& text) {
-        return text.empty() ? text : concat(what, text, ".");
-    };
-    post(lock, client,
-         concat("ROOM ", fields, " You are in ", room.name, ".", if_any(" Its code: ", room.code),
-                if_any(" Its owner: ", room.owner)));
-    post_members(lock, client, room);
+    post_room(lock, client, room);
     for (const auto& [key, line] : room.history) {
         if (!ignores(lock, client, key)) post(lock, client, line);
     }
@@ -716,12 +709,6 @@ void serve(Client* owned) {
 
 // ---- 6. Accepting -------------------------------------------------------------------------------------
 
-// Returns the port in an IPv4 or IPv6 address, in network byte order.
-in_port_t& port_in(sockaddr* address) {
-    return address->sa_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(address)->sin6_port
-                                          : reinterpret_cast<sockaddr_in*>(address)->sin_port;
-}
-
 // Returns a socket that listens there, or none where this machine has no such address family. Throws on other errors.
 Fd open_listener(const addrinfo& at) {
     Fd socket(::socket(at.ai_family, at.ai_socktype, at.ai_protocol));
@@ -736,25 +723,6 @@ Fd open_listener(const addrinfo& at) {
     if (listen(socket.get(), SOMAXCONN) != 0) throw_errno("listen");
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);  // a connection may be gone again before accept() gets to it
     return socket;
-}
-
-// Listens on every address of options.bind_address, and returns the port: if any will do, all get that of the first.
-int open_listeners(std::vector<Fd>& listeners) {
-    in_port_t port = 0;
-    const AddressList addresses = resolve(options.bind_address, options.port);
-    for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
-        if (port != 0) port_in(at->ai_addr) = port;
-        Fd listener = open_listener(*at);
-        if (!listener) continue;
-        sockaddr_storage bound{};
-        auto* address = reinterpret_cast<sockaddr*>(&bound);
-        socklen_t length = sizeof bound;
-        if (getsockname(listener.get(), address, &length) != 0) throw_errno("getsockname");
-        port = port_in(address);
-        listeners.push_back(std::move(listener));
-    }
-    if (listeners.empty()) throw std::runtime_error("there is no address to listen on");
-    return ntohs(port);
 }
 
 // Accepts clients, and rejects those for whom there is no place: only in the main thread.
@@ -1524,6 +1492,18 @@ void post_members(const Lock& lock, Client& to, const Room& room) {
     if (!room.topic.empty()) post(lock, to, concat("TOPIC ", room.name, " ", room.topic));
 }
 
+// Tells a client that has just come into a room all about it.
+void post_room(const Lock& lock, Client& to, const Room& room) {
+    const auto field = [](const std::string& text) { return text.empty() ? "-" : text; };
+    const auto told = [](const char* what, const std::string& text) {
+        return text.empty() ? "" : concat(what, text, ".");
+    };
+    post(lock, to,
+         concat("ROOM ", room.name, " ", field(room.code), " ", field(room.owner), " You are in ", room.name, ".",
+                told(" Its code: ", room.code), told(" Its owner: ", room.owner)));
+    post_members(lock, to, room);
+}
+
 // Tells where somebody is, and for how long; the admin also from where.
 void post_person(const Lock& lock, Client& to, const Client& person) {
     if (is_operator(person)) return info(lock, to, "server is the operator, at the server's own terminal.");
@@ -2239,6 +2219,31 @@ void handle_signals() {
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_handler = SIG_IGN;
     for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
+}
+
+// Returns the port in an IPv4 or IPv6 address, in network byte order.
+in_port_t& port_in(sockaddr* address) {
+    return address->sa_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(address)->sin6_port
+                                          : reinterpret_cast<sockaddr_in*>(address)->sin_port;
+}
+
+// Listens on every address of options.bind_address, and returns the port: if any will do, all get that of the first.
+int open_listeners(std::vector<Fd>& listeners) {
+    in_port_t port = 0;
+    const AddressList addresses = resolve(options.bind_address, options.port);
+    for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
+        if (port != 0) port_in(at->ai_addr) = port;
+        Fd listener = open_listener(*at);
+        if (!listener) continue;
+        sockaddr_storage bound{};
+        auto* address = reinterpret_cast<sockaddr*>(&bound);
+        socklen_t length = sizeof bound;
+        if (getsockname(listener.get(), address, &length) != 0) throw_errno("getsockname");
+        port = port_in(address);
+        listeners.push_back(std::move(listener));
+    }
+    if (listeners.empty()) throw std::runtime_error("there is no address to listen on");
+    return ntohs(port);
 }
 
 // Does all that can fail before the server listens, and returns the admin's password, or where it was set. Throws.
