@@ -196,7 +196,8 @@ fuzz: $(FUZZ:%=$(B)/fuzz/%)  ## feed every parser, and a whole server, with what
 			-timeout=60 -rss_limit_mb=3000 -detect_leaks=0 -verbosity=0 -print_final_stats=1 \
 			-artifact_prefix=$(B)/fuzz/$$each- \
 			$(B)/fuzz/$$each.corpus tests/fuzz/seeds/$$each 2>$(B)/fuzz/$$each.log \
-			|| { tail -60 $(B)/fuzz/$$each.log; echo "make fuzz: $$each has failed"; exit 1; }; \
+			|| { tail -60 $(B)/fuzz/$$each.log; grep -a '^this does not hold\|^SUMMARY' $(B)/fuzz/$$each.log; \
+			echo "make fuzz: $$each has failed"; exit 1; }; \
 		grep -E 'number_of_executed_units' $(B)/fuzz/$$each.log; \
 	done
 

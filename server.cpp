@@ -326,7 +326,7 @@ class Sender {
             case Mail::say: return add_to_room(mail);
             case Mail::tell: catch_up(*client); return add(*client, mail.text);
             case Mail::enter: return enter(*client, rooms_[mail.room]);
-            case Mail::leave: return leave(*client);
+            case Mail::leave: return leave(*client, mail.room);
             case Mail::release: client->outbox.releasing = true; return take_in_hand(*client);
         }
     }
@@ -352,10 +352,11 @@ class Sender {
         client.outbox.seen = room.text.size();
     }
 
-    void leave(Client& client) {
+    void leave(Client& client, int number) {
         catch_up(client);
-        std::erase(client.outbox.room->members, &client);
-        client.outbox.room = nullptr;
+        Audience& room = *std::exchange(client.outbox.room, nullptr);
+        std::erase(room.members, &client);
+        if (room.members.empty() && room.text.empty()) rooms_.erase(number);
     }
 
     // Adds what was said to all in the client's room since it was added last, or since the client came.

@@ -472,6 +472,24 @@ TEST(Memory, DoesNotGrowWithTheBansForEachConnection) {
     EXPECT_LT(mib, 100) << "MiB more for 60 connections";
 }
 
+// A room that was closed is forgotten by the sender too: 20,000 of them leave nothing.
+TEST(Memory, DoesNotGrowWithTheRoomsThatWereClosed) {
+    Server server({.args = {"--rate", "0"}});
+    Peer alice(server.port(), "alice");
+    const auto make_and_close = [&](int rooms) {
+        for (int i = 0; i < rooms; ++i) {
+            alice.send_line("/create den");
+            alice.expect(starts("ROOM den "));
+            alice.send_line("/close");
+            alice.expect(starts("ROOM public "));
+        }
+    };
+    make_and_close(2'000);
+    const long before = resident_bytes(server.pid());
+    make_and_close(is_sanitized() ? 1'000 : 20'000);
+    EXPECT_LT(resident_bytes(server.pid()) - before, 1L << 20);
+}
+
 // Sixty registrations from one address: some are told to wait, and somebody else logs in before the others are done.
 TEST(Registrations, FromOneAddressAreLimited) {
     if (!has_many_addresses()) GTEST_SKIP() << "this machine has no second address";
