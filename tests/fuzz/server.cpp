@@ -2,8 +2,8 @@
 // bytes that mean nothing. The server runs in this process, started by its own main(): so the fuzzer sees which code a
 // conversation leads to. What it sends must be by the protocol, and every connection must end.
 //
-// The fuzzer would wait most of the time for the hash of a password, and now and then for long for a busy disk: here the
-// hash is a cheap one, and the files are in memory where the system has a place for that.
+// The fuzzer would wait most of the time for the hash of a password, and now and then for long for a busy disk: here
+// the hash is a cheap one, and the files are in memory where the system has a place for that.
 #define main program_main
 #include "../../server.cpp"
 #undef main
