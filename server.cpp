@@ -121,7 +121,6 @@ struct Client {
     Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
     Clock::duration waited{};                       // in recv() for its next line
     Clock::duration waited_before{};                // for the lines before that
-    Clock::duration receive_timeout{};              // as set for its socket
     bool warned = false;                            // that it has been silent for long
 
     Outbox outbox;
@@ -187,7 +186,7 @@ void log_rejection(std::string_view who, const std::string& cause);
 void run_log();
 void stop_log();
 Clock::duration time_left(const Client& client);
-void limit_receive(Client& client, Clock::duration time);
+void limit_receive(const Client& client, Clock::duration time);
 void count_silence(Client& client, Clock::duration time);
 std::string enlist(Client& client);
 void delist(const Lock& lock, Client& client);
@@ -972,11 +971,9 @@ void count_silence(Client& client, Clock::duration time) {
 }
 
 // Before recv(): makes it return EAGAIN when the time is over (SO_RCVTIMEO in socket(7)).
-void limit_receive(Client& client, Clock::duration time) {
-    time = std::max<Clock::duration>(time, 1ms);
-    if (time == std::exchange(client.receive_timeout, time)) return;
-    const auto microseconds = std::chrono::ceil<std::chrono::microseconds>(time).count();
-    const timeval value{static_cast<time_t>(microseconds / 1000000), static_cast<suseconds_t>(microseconds % 1000000)};
+void limit_receive(const Client& client, Clock::duration time) {
+    const auto left = std::max(std::chrono::ceil<std::chrono::milliseconds>(time), 1ms).count();
+    const timeval value{static_cast<time_t>(left / 1000), static_cast<suseconds_t>(left % 1000 * 1000)};
     setsockopt(client.socket.get(), SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value);
 }
 
