@@ -1062,11 +1062,9 @@ struct LineFile {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
             text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-            std::size_t start = 0;
-            for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-                see(std::string_view(text).substr(start, end - start), ++number);
+            for (std::size_t end = 0; (end = text.find('\n')) != std::string::npos; text.erase(0, end + 1)) {
+                see(std::string_view(text).substr(0, end), ++number);
             }
-            text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
         if (!text.empty()) see(text, ++number);
@@ -1916,20 +1914,16 @@ void run_console() {
     name_thread("console");
     LineBuffer lines(max_line);
     std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
-    while (true) {
+    for (bool ended = false; !ended;) {
         if (poll(polled.data(), polled.size(), -1) < 0) continue;
         if (polled[1].revents != 0) return;
         std::array<char, 1024> bytes{};
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
-        if (count > 0) {
-            lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            while (const std::optional<Line> line = lines.next()) run_operator_line(*line);
-        } else if (count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1) {  // in the background: ./server &
-            if (wait_for_stop(1s)) return;
-        } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
-            if (const std::optional<Line> line = lines.last()) run_operator_line(*line);
-            return;
-        }
+        const bool in_background = count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1;  // ./server &
+        if (in_background && wait_for_stop(1s)) return;
+        ended = count == 0 || (count < 0 && !in_background && errno != EINTR && errno != EAGAIN);
+        if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
+        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) run_operator_line(*line);
     }
 }
 
