@@ -1226,9 +1226,8 @@ class AttemptLimiter {
 
 AttemptLimiter guesses, new_passwords;
 
-// Lets a client try a secret, and returns what is to be said of it: nothing if it was right, `wrong` if it was not.
-// code is what a code opens; empty for a password. Each attempt is counted before it is looked at, so that those made
-// at the same moment all count; past a limit none is looked at, right or wrong.
+// Lets a client try a secret: returns nothing if it is right, else what to tell the client. code is what a code opens,
+// and empty for a password. Attempts are counted before they are looked at, so that those made at one moment all count.
 template <typename IsRight>
 std::string_view check_secret(const Client& client, const std::string& code, std::string_view wrong, IsRight is_right) {
     std::vector<std::string> keys{network_of(client.address)};
