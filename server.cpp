@@ -933,7 +933,7 @@ void stop_log() {
 
 // Returns how long the client may still be silent until it is warned, at half of its time, or after that until the end.
 Clock::duration time_left(const Client& client) {
-    Clock::duration limit = 1h;  // for ever: it may be moved elsewhere meanwhile
+    Clock::duration limit = std::chrono::hours(1);  // for ever: it may be moved elsewhere meanwhile
     if (client.idle_limit > 0) limit = std::chrono::seconds(client.idle_limit);
     if (client.name.empty()) limit = std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return (client.warned ? limit : limit / 2) - client.waited;
