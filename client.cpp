@@ -55,8 +55,7 @@ std::string program;  // the name that it was started by, for messages
 // ==== Part A: the chat =================================================================================
 
 // ---- 1. The terminal ----------------------------------------------------------------------------------
-// Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
-// pipe, there is nothing to set.
+// Its settings belong to whoever started us, and are restored on every way out (section 6).
 
 enum TerminalMode { original, typing_hidden, whole_screen };
 
@@ -71,8 +70,7 @@ bool in_foreground();
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
 
-// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
-// nothing.
+// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks until then.
 bool read_into(auto& buffer, int fd) {
     std::array<char, 65536> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
@@ -98,8 +96,7 @@ class Keyboard {
         }
     }
 
-    // Asks a question, before there is a connection. Returns the answer, or the default if it is empty. Blocks until
-    // then. Throws if the input ends and there is no default.
+    // Asks a question, and returns the answer, or the default. Blocks. Throws if the input ends without a default.
     std::string ask(const std::string& question, const std::string& by_default) {
         std::cout << question << (by_default.empty() ? "" : " [" + by_default + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
@@ -131,16 +128,14 @@ class Connection {
     explicit Connection(Fd socket) : socket_(std::move(socket)) {}
     virtual ~Connection() = default;
 
-    // Returns the lines that have come, cleaned: the server is not trusted to have done it (promise 3). None: the
-    // connection has ended. Blocks until then. Only the reader.
+    // The reader waits here. Returns lines, cleaned, since the server is not trusted (promise 3); none at the end.
     std::vector<std::string> receive() {
         std::vector<std::string> lines;
         while (receive_into(lines) && lines.empty()) continue;
         return lines;
     }
 
-    // Never blocks: one line at a time always fits, and a server that has not even taken that is gone. A connection
-    // that is broken takes everything; it is the reader that finds out.
+    // Never blocks: one line always fits; a server that has not taken the last is gone, as the reader will find out.
     void send_line(const std::string& line) const {
         const std::string text = line + '\n';
         const ssize_t sent = send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT);
@@ -178,8 +173,7 @@ bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
     return polled[0].revents != 0;
 }
 
-// Connects, and waits for the first words. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks
-// for twice connect_limit at most.
+// Connects, and waits for the first words, for twice connect_limit at most. Returns 0, or what went wrong as an errno.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
@@ -198,7 +192,7 @@ std::string connect_advice(int error) {
     return error_text(error) + (error == ECONNREFUSED ? ": is a server running there?" : "");
 }
 
-// Tries the addresses in turn. Throws if none answers, with what was wrong with each.
+// Tries the addresses in turn, and blocks for connect_within_limit() at each. Throws if none answers, saying why.
 Fd connect_to(const Target& target, const Wakeup& stop) {
     std::string problem = "connect to " + target.name + ":";
     for (const addrinfo* at = target.addresses.get(); at != nullptr; at = at->ai_next) {
@@ -212,8 +206,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
     throw std::runtime_error(problem);
 }
 
-// Returns a connection to the server. Blocks as connect_within_limit() for each address, or until `stop` is set.
-// Throws if there is none to be had. may_ask: as in start_helper().
+// Returns a connection to the server. Blocks, or throws, as connect_to() does. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
     Fd socket = connect_to(target, stop);
@@ -571,8 +564,7 @@ class Client {
         sent_ = false;
     }
 
-    // Sends the next line, unless the server has yet to answer one, or asks something. Lines for another room than
-    // this are not sent, and that is told.
+    // Sends the next line, if it is its turn. Lines that were begun in another room are not sent, and that is told.
     void send_next() {
         if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
         const auto is_for = [this](const OwnLine& line) { return line.room.empty() || same_name(line.room, room_); };
@@ -653,8 +645,7 @@ class Client {
 
     // ---- The end, and reconnecting
 
-    // A client that was silent for too long may not return by itself either: there would be no limit. But a refusal on
-    // the way back may pass: a server that is full, say.
+    // No end by the server is undone without the person. But a refusal on the way back may pass: a full server's, say.
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
@@ -726,8 +717,7 @@ class Client {
 };
 
 // ---- 5. The plain form --------------------------------------------------------------------------------
-// Lines in, lines out: on a terminal, and in pipes, where the next line is read only when it is the server's turn to
-// take one. The end of the input means /quit.
+// Lines in, lines out: on a terminal, or in a pipe, where each is read when it is its turn. The end means /quit.
 
 class PlainClient : public Client {
    public:

@@ -100,8 +100,7 @@ class Fd {
     int fd_;
 };
 
-// A pipe that a thread watches with poll() beside its other descriptors, so that it can be woken. Once set, it
-// stays readable for everybody who polls it until clear() is called.
+// A pipe that threads watch with poll() beside other descriptors, to be woken: readable from set() until clear().
 class Wakeup {
    public:
     // Throws if there is no descriptor left.
@@ -238,9 +237,8 @@ inline std::size_t max_columns(char32_t code) {
     return known < 0 ? 2 : static_cast<std::size_t>(known);
 }
 
-// Returns lines as rows for a screen of so many columns, broken at spaces, or within a word that is too long. A line's
-// second and later rows are indented: what is far behind in somebody's long line cannot pass for another line (promise
-// 3). Without columns nothing is changed.
+// Returns lines as rows for a screen of so many columns (0: as they are), broken at spaces, or within a long word. All
+// but a line's first row are indented: what is far behind in a long line cannot pass for another one (promise 3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
     constexpr std::string_view indent = "        ";
     if (columns < indent.size() + 2) return std::string(lines);
@@ -265,8 +263,7 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
 }
 
 // ---- 4. Lines -----------------------------------------------------------------------------------------
-// TCP carries a stream: one recv() may bring half a line, or five hundred. What has come is kept here until the
-// line that it belongs to is whole.
+// TCP carries a stream: one recv() may bring half a line, or five hundred. Here they become lines again.
 
 struct Line {
     std::string text;       // without its end
@@ -390,8 +387,8 @@ inline std::string utc_time(std::time_t time) {
 
 // ---- 6. Addresses -------------------------------------------------------------------------------------
 
-// Returns an IPv4 or IPv6 address, or a network such as "10.1.0.0/16", as it is always written, so that two can be
-// compared: the bits that do not count are 0. Empty if text is neither.
+// Returns an address, or a network such as "10.1.0.0/16", as it is always written: the bits that do not count are 0.
+// Empty if text is neither.
 inline std::string normal_address(const std::string& text) {
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
@@ -411,16 +408,14 @@ inline std::string normal_address(const std::string& text) {
     return "";
 }
 
-// Returns what counts as one place where an address comes from: itself, or for IPv6 its /64, of which a single machine
-// may use every address (RFC 4291, 2.5.4).
+// Returns what counts as one place: the address, or for IPv6 its /64, which one machine may use (RFC 4291, 2.5.4).
 inline std::string network_of(const std::string& address) {
     return address.find(':') == std::string::npos ? address : normal_address(address + "/64");
 }
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
 
-// Looks up the TCP addresses of a host; an empty host is every interface, to listen on. Throws if there are none.
-// May block for seconds, while name servers are asked: getaddrinfo(3).
+// Looks up a host's TCP addresses; an empty host is every interface. Throws if it has none. May block: getaddrinfo(3).
 inline AddressList resolve(const std::string& host, const std::string& port) {
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
@@ -436,8 +431,7 @@ inline void set_option(const Fd& socket, int level, int option, int value) {
     setsockopt(socket.get(), level, option, &value, sizeof value);
 }
 
-// Makes the kernel detect within a minute or so that a peer has vanished without a word, its cable pulled: recv()
-// then fails. The names of these options differ, see tcp(7) and tcp(4).
+// Has recv() fail about a minute after the peer has vanished, its cable pulled. The names differ: tcp(7), tcp(4).
 inline void watch_for_vanishing(const Fd& socket) {
 #ifndef TCP_KEEPIDLE
 #define TCP_KEEPIDLE TCP_KEEPALIVE
@@ -462,8 +456,7 @@ inline std::string address_text(const sockaddr* address, socklen_t length) {
 }
 
 // ---- 7. Discovery -------------------------------------------------------------------------------------
-// A client asks "is a server here?" with one datagram to everybody, and each server answers with one that is not
-// longer: so nobody can be flooded by asking in their name.
+// A datagram to everybody asks for servers; an answer is not longer, so nobody is flooded by asking in their name.
 
 inline constexpr in_port_t discovery_port = 12345;  // UDP, whatever TCP port a server listens on
 inline constexpr std::string_view question_word = "CHATROOM?";

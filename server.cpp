@@ -537,8 +537,7 @@ void end_room(const Lock& /*held*/, const Room& room) {
     chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
 }
 
-// Takes a client out of its room, which ends with its last member if a client made it; if the owner leaves before that,
-// the member who has been there longest owns it.
+// Takes a client out of its room. One that a client made passes to the oldest member, and ends with the last.
 void leave(const Lock& lock, Client& client, std::string_view reason) {
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
@@ -587,8 +586,7 @@ void drop(const Lock& lock, Client& client, std::string_view reason) {
 }
 
 // ---- 5. A client's own thread -------------------------------------------------------------------------
-// The heart of the server: a plain loop around recv(). What a client does slowly, or too much of, is waited for here,
-// in its own thread, and so by nobody else (promise 2).
+// The heart of the server: a plain loop around recv(). What a client does slowly holds up nobody else (promise 2).
 
 void tell(Client& to, std::string_view line) { post(Lock(chat.mutex), to, line); }
 void tell_error(Client& to, std::string_view text) { error(Lock(chat.mutex), to, text); }
@@ -659,8 +657,7 @@ void handle_line(Client& user, std::string_view line) {
     say(lock, user, "SAY", line);
 }
 
-// Waits until the sender has sent the last lines, and then for the peer to close its side: close() while bytes are
-// unread sends a reset, which may overtake those lines.
+// Waits until the last lines are sent and the peer has closed its side: close() may send a reset, which overtakes them.
 void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
