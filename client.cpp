@@ -1,32 +1,17 @@
 // client.cpp: the chat client. One thread, the reader, brings what the server sends to the screen; another one, the
 // writer, brings what is typed to the server.
 //
-// A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
+// Part A, the chat, is a whole client by itself, and reads from top to bottom in an evening. Part B, what people rely
+// on, is for looking things up: signals, keys, the full-screen form, finding a server, --via, options.
 //
-//    1. The terminal           what is typed, line by line
-//    2. The connection         lines over TCP
-//    3. The server's words     what its lines look like to a person
-//    4. The client             what both forms share; Client::read() is the reader
-//    5. The plain form         PlainClient::write() is its writer
-//
-// B, what people rely on: for looking things up, each section by itself.
-//
-//    6. Modes and signals      the terminal is restored whatever happens
-//    7. The width of text      graphemes
-//    8. Keys and the editor    what was typed
-//    9. Canvas and display     what is to be seen, and what the terminal shows
-//   10. The scrollback         what was said
-//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   12. Finding a server       on the local network, or at an address
-//   13. The helper command     a program that reaches the server: --via
-//   14. Starting               the options, and main()
-//
-// What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
-// and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
-// What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), send_next() and
-// Connection::send_line(). You see it yourself when the server sends it back. The words that its lines begin with are
-// in docs/protocol.md.
+// The way of a line from the keyboard to the server, as function names, and that of one from the server to the screen:
+//    PlainClient::write()       section 5   the writer waits for a line, and enter_line() says what it is for;
+//    ScreenClient::write()      section 11  or for keys: press(), and with Enter say()
+//    Client::submit()           section 4   queues the line; send_next() sends it when it is its turn
+//    Connection::send_line()    section 2   gives it to the socket
+//    Connection::receive()      section 2   the reader waits in read() for what the server sends, one's own line too
+//    Client::handle_lines()     section 4   takes the lines: handle_line() keeps what is known up to date
+//    show(), refresh()          section 5   print them; in section 11, draw() paints them
 
 #include <ifaddrs.h>
 #include <net/if.h>
