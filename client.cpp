@@ -2192,37 +2192,40 @@ struct Found {
     bool password = false;
 };
 
-// The addresses in this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, is one of them.
+// This machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, is one of them.
 struct Networks {
-    std::set<in_addr_t> own, everybody;
+    std::set<in_addr_t> own;             // this machine's addresses
+    std::vector<sockaddr_in> everybody;  // where a question reaches all
 };
 
 Networks list_networks() {
     ifaddrs* list = nullptr;
     if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
     const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, freeifaddrs);
-    const auto number = [](const sockaddr* at) { return reinterpret_cast<const sockaddr_in*>(at)->sin_addr.s_addr; };
     Networks networks;
     for (const ifaddrs* at = list; at != nullptr; at = at->ifa_next) {
         const bool reaches_all = (at->ifa_flags & (IFF_BROADCAST | IFF_LOOPBACK)) != 0;
         if (!reaches_all || at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET) continue;
-        networks.own.insert(number(at->ifa_addr));
-        networks.everybody.insert(number(at->ifa_addr) | ~number(at->ifa_netmask));
+        const auto* own = reinterpret_cast<sockaddr_in*>(at->ifa_addr);
+        const auto* mask = reinterpret_cast<sockaddr_in*>(at->ifa_netmask);
+        networks.own.insert(own->sin_addr.s_addr);
+        sockaddr_in& everybody = networks.everybody.emplace_back(*own);
+        everybody.sin_port = htons(discovery_port);
+        everybody.sin_addr.s_addr |= ~mask->sin_addr.s_addr;
     }
     return networks;
 }
 
-void ask_everybody(const Fd& socket, const std::string& question, const Networks& networks) {
-    for (const in_addr_t address : networks.everybody) {
-        sockaddr_in to{.sin_family = AF_INET, .sin_port = htons(discovery_port), .sin_addr = {address}, .sin_zero = {}};
-        sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
-    }
-}
-
-// Takes an answer apart; returns nothing if it is none to our question.
-std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
+// Returns the answer that has come, if it is one to our question. A server on this machine answers on each of its
+// networks: it is one.
+std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const Networks& networks) {
+    sockaddr_in from{};
+    const std::string datagram = receive_datagram(socket, from);
+    std::string_view answer = datagram;
     if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    const bool ours = networks.own.contains(from.sin_addr.s_addr);
     Found found;
+    found.address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
     found.address.port = take_word(answer);
     found.people = take_word(answer);
     const std::string_view login = take_word(answer);
@@ -2230,15 +2233,6 @@ std::optional<Found> read_answer(std::string_view answer, std::string_view nonce
     found.title = clean(answer);
     const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
     return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
-}
-
-// Returns the answer that has come, if it is one. A server on this machine answers on each of its networks: it is one.
-std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const Networks& networks) {
-    sockaddr_in from{};
-    std::optional<Found> found = read_answer(receive_datagram(socket, from), nonce);
-    const bool ours = networks.own.contains(from.sin_addr.s_addr);
-    if (found) found->address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
-    return found;
 }
 
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
@@ -2250,9 +2244,12 @@ std::vector<Found> find_servers() {
     set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
     std::random_device random;
     const std::string nonce = std::to_string(random()) + std::to_string(random());
+    const std::string question = make_question(nonce);
     std::vector<Found> all;
-    for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
-        ask_everybody(socket, make_question(nonce), networks);
+    for (int round = 0; round < 2; ++round) {               // a datagram may be lost on its way
+        for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
+            sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
+        }
         const Clock::time_point until = Clock::now() + 500ms;
         while (Clock::now() < until) {
             pollfd polled{socket.get(), POLLIN, 0};

@@ -504,7 +504,7 @@ inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
 }
 
 // ---- 8. Starting --------------------------------------------------------------------------------------
-// Both programs read their options by a table. What keeps one from starting ends it, with a message and a status.
+// How both programs read their options, and what becomes of an exception that ends one.
 
 using UsageError = std::invalid_argument;  // the command line is wrong; an empty text: that has been told
 

@@ -1996,7 +1996,10 @@ Fd open_datagram_socket(in_addr_t address, in_port_t port) {
     if (!socket) throw_errno("socket");
     set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);  // several servers on one machine all hear a broadcast
     set_option(socket, SOL_SOCKET, SO_REUSEPORT, 1);
-    sockaddr_in at{.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {address}, .sin_zero = {}};
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_port = htons(port);
+    at.sin_addr.s_addr = address;
     if (bind(socket.get(), generic(at), sizeof at) != 0) throw_errno("bind");
     return socket;
 }
