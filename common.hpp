@@ -1,12 +1,14 @@
 // common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
-// addresses and discovery.
+// addresses, discovery and starting.
 //
-// No function here keeps state of its own: each may be called from any thread. None blocks, but for resolve().
+// Before section 8, no function keeps state of its own: each may be called from any thread. None blocks, but for
+// resolve().
 
 #pragma once
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -44,6 +46,10 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+using Lock = std::unique_lock<std::mutex>;
 
 inline constexpr std::string_view version = "1.0";
 inline constexpr std::string_view default_port = "12345";
@@ -133,6 +139,14 @@ class Wakeup {
    private:
     Fd read_end_, write_end_;
 };
+
+// Has a signal call a function, which interrupts system calls without SA_RESTART among the flags; see sigaction(2).
+inline void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
 
 // Names the calling thread, in at most 15 characters, so that `top -H`, gdb and strace show which one it is.
 inline void name_thread(const char* name) {
@@ -447,6 +461,9 @@ inline void watch_for_vanishing(const Fd& socket) {
 #endif
 }
 
+// The sockets' calls know addresses of all families by this type.
+inline sockaddr* generic(auto& address) { return reinterpret_cast<sockaddr*>(&address); }
+
 // Returns a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".
 inline std::string address_text(const sockaddr* address, socklen_t length) {
     std::array<char, NI_MAXHOST> host{};
@@ -468,4 +485,71 @@ inline std::string make_question(std::string_view nonce) {
     std::string question = std::string(question_word) + ' ' + std::string(nonce) + ' ';
     question.resize(question_bytes, ' ');
     return question;
+}
+
+// Returns the datagram that has come, or an empty text; `from` is then whose it is. One byte more than is allowed is
+// read, to see that a datagram is too long.
+inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
+    std::array<char, question_bytes + 1> bytes{};
+    socklen_t length = sizeof from;
+    const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
+    return {bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0))};
+}
+
+// ---- 8. Starting --------------------------------------------------------------------------------------
+// How both programs read their options, and what becomes of an exception that ends one.
+
+using UsageError = std::invalid_argument;  // the command line is wrong; an empty text: that has been told
+
+inline std::string program_name;  // by which it was started, for messages
+
+struct KnownOption {
+    std::string name;           // "port"
+    std::function<void()> set;  // finds the option's argument in optarg; throws a UsageError if it is wrong
+};
+
+// Sets the options that are given; `usage` tells which ones take an argument: "  --port N  ". --help and --version are
+// answered, and end the program. optind is then the index of what stands behind the options. Throws a UsageError.
+inline void read_command_line(int argc, char** argv, const std::string& title, const std::string& usage,
+                              std::vector<KnownOption> known) {
+    const auto answer = [](const std::string& text) {
+        if (!(std::cout << text << std::flush)) throw_errno("write");
+        std::exit(0);
+    };
+    known.push_back({"help", [&] { answer("usage: " + program_name + usage); }});
+    known.push_back({"version", [&] { answer(title + ' ' + std::string(version) + '\n'); }});
+    std::vector<option> names;
+    for (const auto& [name, set] : known) {
+        const std::size_t behind = usage.find("  --" + name + ' ') + name.size() + 5;
+        names.push_back({name.c_str(), usage[behind] == ' ' ? no_argument : required_argument, nullptr, 0});
+    }
+    names.push_back({});
+    int index = 0;
+    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &index)) != -1;) {
+        if (found != 0) throw UsageError("");  // getopt_long() has told what is wrong
+        known[static_cast<std::size_t>(index)].set();
+    }
+}
+
+// For main(): runs a program, and returns its status: 2 if it throws a UsageError, 1 at any other exception.
+inline int run_program(const char* path, const std::function<int()>& run) {
+    program_name = std::string_view(path).substr(std::string_view(path).rfind('/') + 1);
+    int opened = 0;  // a socket or a pipe of ours must not take the place of a standard descriptor that was closed
+    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDONLY);
+    if (opened >= 0) close(opened);
+    std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
+    const auto fail = [](const std::string& problem, int status) {
+        std::cerr << program_name << ": " << problem << '\n';
+        return status;
+    };
+    try {
+        return run();
+    } catch (const UsageError& error) {
+        const std::string problem = error.what();
+        return fail(problem + (problem.empty() ? "" : "; ") + "--help shows the options", 2);
+    } catch (const std::system_error& error) {  // of std::thread
+        return fail("pthread_create: " + error_text(error.code().value()), 1);
+    } catch (const std::exception& error) {
+        return fail(error.what(), 1);
+    }
 }
