@@ -17,7 +17,6 @@
 #if __has_include(<crypt.h>)
 #include <crypt.h>
 #endif
-#include <getopt.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -38,10 +37,6 @@
 #include "common.hpp"
 
 namespace {
-
-using namespace std::chrono_literals;
-using Clock = std::chrono::steady_clock;
-using Lock = std::unique_lock<std::mutex>;
 
 // ==== Part A: the chat ===================================================================================
 
@@ -537,8 +532,7 @@ void end_room(const Lock& /*held*/, const Room& room) {
     chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
 }
 
-// Takes a client out of its room, which ends with its last member if a client made it; if the owner leaves before that,
-// the member who has been there longest owns it.
+// Takes a client out of its room. One that a client made passes to the oldest member, and ends with the last.
 void leave(const Lock& lock, Client& client, std::string_view reason) {
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
@@ -587,8 +581,7 @@ void drop(const Lock& lock, Client& client, std::string_view reason) {
 }
 
 // ---- 5. A client's own thread -------------------------------------------------------------------------
-// The heart of the server: a plain loop around recv(). What a client does slowly, or too much of, is waited for here,
-// in its own thread, and so by nobody else (promise 2).
+// The heart of the server: a plain loop around recv(). What a client does slowly holds up nobody else (promise 2).
 
 void tell(Client& to, std::string_view line) { post(Lock(chat.mutex), to, line); }
 void tell_error(Client& to, std::string_view text) { error(Lock(chat.mutex), to, text); }
@@ -659,8 +652,7 @@ void handle_line(Client& user, std::string_view line) {
     say(lock, user, "SAY", line);
 }
 
-// Waits until the sender has sent the last lines, and then for the peer to close its side: close() while bytes are
-// unread sends a reset, which may overtake those lines.
+// Waits until the last lines are sent and the peer has closed its side: close() may send a reset, which overtakes them.
 void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
@@ -1939,7 +1931,7 @@ Fd open_datagram_socket(in_addr_t address, in_port_t port) {
     at.sin_family = AF_INET;
     at.sin_port = htons(port);
     at.sin_addr.s_addr = address;
-    if (bind(socket.get(), reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) throw_errno("bind");
+    if (bind(socket.get(), generic(at), sizeof at) != 0) throw_errno("bind");
     return socket;
 }
 
@@ -1969,16 +1961,13 @@ void run_discovery(int port) {
         std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
         Clock::time_point next{};
         while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
-            std::array<char, question_bytes + 1> bytes{};  // one more, to see that a datagram is longer
             sockaddr_in from{};
-            auto* address = reinterpret_cast<sockaddr*>(&from);
-            socklen_t length = sizeof from;
-            const ssize_t count = recvfrom(questions.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, address, &length);
-            if (count <= 0 || Clock::now() < next) continue;
-            const std::string answer = answer_to({bytes.data(), static_cast<std::size_t>(count)}, port);
+            const std::string datagram = receive_datagram(questions, from);
+            if (Clock::now() < next) continue;
+            const std::string answer = answer_to(datagram, port);
             if (answer.empty()) continue;
             next = Clock::now() + 100ms;
-            sendto(answers.get(), answer.data(), answer.size(), MSG_DONTWAIT, address, length);
+            sendto(answers.get(), answer.data(), answer.size(), MSG_DONTWAIT, generic(from), sizeof from);
         }
     } catch (const std::exception& problem) {
         log_event(concat("nobody will find this server by looking for it: ", problem.what()));
@@ -1986,8 +1975,6 @@ void run_discovery(int port) {
 }
 
 // ---- 16. Options, and what is prepared before the start -----------------------------------------------
-
-std::string_view program;  // the name that it was started by
 
 constexpr std::size_t max_title = 128;  // bytes
 
@@ -2010,12 +1997,10 @@ constexpr const char* usage = R"( [OPTION]...
 Without a file, the environment's CHAT_ADMIN_PASSWORD is the admin's password; without that, one is made and printed.
 )";
 
-using UsageError = std::invalid_argument;  // the command line is wrong
-
-// Returns an option's number. Throws a UsageError if it is none from low to high.
-long number_option(std::string_view name, std::string_view text, long low, long high) {
-    if (const std::optional<long> number = parse_number(text, low, high)) return *number;
-    throw UsageError(concat("--", name, " takes a number from ", low, " to ", high, ", not '", text, "'"));
+// Returns the number that an option is given. Throws a UsageError if it is none from low to high.
+long number_option(std::string_view option, long low, long high) {
+    if (const std::optional<long> number = parse_number(optarg, low, high)) return *number;
+    throw UsageError(concat(option, " takes a number from ", low, " to ", high, ", not '", optarg, "'"));
 }
 
 // Raises the limit on open files for the clients' sockets, and lowers max_clients to what it allows.
@@ -2043,47 +2028,24 @@ std::vector<std::string> room_names(std::string list) {
     return names;
 }
 
-struct KnownOption {
-    const char* name;
-    int argument;  // required_argument or no_argument
-    std::function<void()> set;
-};
-
-// Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
+// Sets the options. Throws a UsageError at a wrong one.
 void read_options(int argc, char** argv) {
-    std::string name, value;  // of the option at hand
-    const auto number = [&](long low, long high) { return number_option(name, value, low, high); };
-    const auto answer = [](const std::string& text) {
-        std::cout << text;
-        std::exit(0);
+    const std::vector<KnownOption> known = {
+        {"port", [] { options.port = std::to_string(number_option("--port", 0, 65535)); }},
+        {"bind", [] { options.bind_address = optarg; }},
+        {"bans", [] { bans_file.path = optarg; }},
+        {"users", [] { users_file.path = optarg; }},
+        {"rooms", [] { options.rooms = room_names(optarg); }},
+        {"idle", [] { options.idle = number_option("--idle", 0, 1000000); }},
+        {"idle-public", [] { options.idle_public = number_option("--idle-public", 0, 1000000); }},
+        {"rate", [] { options.rate = number_option("--rate", 0, 1000000); }},
+        {"max-clients", [] { options.max_clients = number_option("--max-clients", 1, 1000000); }},
+        {"max-per-ip", [] { options.max_per_ip = number_option("--max-per-ip", 0, 1000000); }},
+        {"admin-password-file", [] { options.admin_password_file = optarg; }},
+        {"title", [] { options.title = clean(optarg); }},
+        {"no-discovery", [] { options.discovery = false; }},
     };
-    const KnownOption known[] = {
-        {"port", required_argument, [&] { options.port = std::to_string(number(0, 65535)); }},
-        {"bind", required_argument, [&] { options.bind_address = value; }},
-        {"bans", required_argument, [&] { bans_file.path = value; }},
-        {"users", required_argument, [&] { users_file.path = value; }},
-        {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
-        {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
-        {"idle-public", required_argument, [&] { options.idle_public = number(0, 1000000); }},
-        {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
-        {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
-        {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},
-        {"admin-password-file", required_argument, [&] { options.admin_password_file = value; }},
-        {"title", required_argument, [&] { options.title = clean(value); }},
-        {"no-discovery", no_argument, [&] { options.discovery = false; }},
-        {"help", no_argument, [&] { answer(concat("usage: ", program, usage)); }},
-        {"version", no_argument, [&] { answer(concat("chatroom-server ", version, "\n")); }},
-    };
-    std::vector<option> names;
-    for (const KnownOption& one : known) names.push_back({one.name, one.argument, nullptr, 0});
-    names.push_back({});
-    int which = 0;
-    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &which)) != -1;) {
-        if (found != 0) throw UsageError("");  // getopt_long() has said what is wrong
-        name = known[which].name;
-        value = optarg == nullptr ? "" : optarg;
-        known[which].set();
-    }
+    read_command_line(argc, argv, "chatroom-server", usage, known);
     if (options.title.size() > max_title) throw UsageError(concat("--title takes at most ", max_title, " bytes"));
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
@@ -2098,10 +2060,9 @@ std::string choose_admin_password() {
         unsetenv("CHAT_ADMIN_PASSWORD");
     }
     if (!path.empty()) {
-        std::ifstream file(path);
-        given.clear();
-        std::getline(file, given);
-        given = std::string(trim(given));  // an editor may have ended the line with CR LF
+        std::string line;
+        std::getline(std::ifstream(path), line);
+        given = trim(line);  // an editor may have ended the line with CR LF
         if (given.empty()) throw_errno("read " + path, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
@@ -2143,17 +2104,13 @@ void make_first_rooms() {
 // Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer that is
 // gone, a full file or a job in the background is no reason to end.
 void handle_signals() {
-    struct sigaction action {
-    }, before{};
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-        action.sa_handler = [](int) { stop_request->set(); };
+        struct sigaction before {};
         sigaction(number, nullptr, &before);
-        if (before.sa_handler != SIG_IGN) sigaction(number, &action, nullptr);
+        if (before.sa_handler != SIG_IGN) catch_signal(number, [](int) { stop_request->set(); });
     }
-    action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
-    sigaction(SIGUSR1, &action, nullptr);
-    action.sa_handler = SIG_IGN;
-    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
+    catch_signal(SIGUSR1, [](int) {});  // without SA_RESTART: it interrupts the log's write()
+    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_IGN);
 }
 
 // Returns the port in an IPv4 or IPv6 address, in network byte order.
@@ -2170,11 +2127,9 @@ int open_listeners(std::vector<Fd>& listeners) {
         if (port != 0) port_in(at->ai_addr) = port;
         Fd listener = open_listener(*at);
         if (!listener) continue;
-        sockaddr_storage bound{};
-        auto* address = reinterpret_cast<sockaddr*>(&bound);
-        socklen_t length = sizeof bound;
-        if (getsockname(listener.get(), address, &length) != 0) throw_errno("getsockname");
-        port = port_in(address);
+        socklen_t length = at->ai_addrlen;
+        if (getsockname(listener.get(), at->ai_addr, &length) != 0) throw_errno("getsockname");
+        port = port_in(at->ai_addr);
         listeners.push_back(std::move(listener));
     }
     if (listeners.empty()) throw std::runtime_error("there is no address to listen on");
@@ -2199,26 +2154,10 @@ std::string prepare() {
 
 }  // namespace
 
-// Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
 int main(int argc, char** argv) {
-    int opened = 0;
-    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDWR);
-    if (opened >= 0) close(opened);
-    program = argv[0];
-    program.remove_prefix(program.rfind('/') + 1);
-    std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
-    try {
+    return run_program(argv[0], [&] {
         read_options(argc, argv);
         run();
         return 0;
-    } catch (const UsageError& error) {
-        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
-                  << "--help shows the options\n";
-        return 2;
-    } catch (const std::system_error& error) {
-        std::cerr << program << ": pthread_create: " << error_text(error.code().value()) << '\n';
-    } catch (const std::exception& error) {
-        std::cerr << program << ": " << error.what() << '\n';
-    }
-    return 1;
+    });
 }
