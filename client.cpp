@@ -55,9 +55,6 @@ bool read_into(auto& buffer, int fd) {
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// Any thread: poll(2), with a limit in milliseconds, or -1.
-int poll_any(auto& polled, int limit) { return poll(polled.data(), static_cast<nfds_t>(polled.size()), limit); }
-
 // The standard input, line by line: a terminal's, or a pipe's. One thread at a time.
 class Keyboard {
    public:
@@ -66,9 +63,7 @@ class Keyboard {
         while (true) {
             if (std::optional<Line> line = lines_.next()) return line;
             if (at_end_) return lines_.last();
-            std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
-            if (poll_any(polled, -1) < 0) continue;
-            if (polled[1].revents != 0) return std::nullopt;
+            if (!wait_for(STDIN_FILENO, POLLIN, stop)) return std::nullopt;
             at_end_ = !read_into(lines_, STDIN_FILENO);
         }
     }
@@ -143,24 +138,17 @@ class Connection {
 // password. Does not wait for the command. Throws if it cannot be started. (Section 13)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
-// Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
-bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
-    std::array<pollfd, 2> polled{{{socket.get(), events, 0}, {stop.fd(), POLLIN, 0}}};
-    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
-    return polled[0].revents != 0;
-}
-
 // Connects, and waits for the first words, for twice connect_limit at most. Returns 0, or what went wrong as an errno.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
-    if (!wait_for(socket, POLLOUT, stop)) return ETIMEDOUT;
+    if (!wait_for(socket.get(), POLLOUT, stop, connect_limit)) return ETIMEDOUT;
     int error = 0;
     socklen_t length = sizeof error;
     getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     fcntl(socket.get(), F_SETFL, 0);
-    return error == 0 && !wait_for(socket, POLLIN, stop) ? ENOMSG : error;
+    return error == 0 && !wait_for(socket.get(), POLLIN, stop, connect_limit) ? ENOMSG : error;
 }
 
 std::string connect_advice(int error) {
@@ -1657,11 +1645,12 @@ class ScreenClient : public Client {
 
     // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
     bool wait(Lock& lock, bool ours) {
-        const int limit = view_ == View::rooms ? refresh_wait : -1, patience = keys_.patience();
+        const int patience = keys_.patience(), refresh = view_ == View::rooms ? refresh_wait : -1;
+        const int limit = patience >= 0 ? patience : refresh;
         std::array<pollfd, 3> polled{
             {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
         lock.unlock();
-        const int ready = poll_any(polled, !ours ? background_wait : patience >= 0 ? patience : limit);
+        const int ready = poll(polled.data(), polled.size(), ours ? limit : background_wait);
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
         lock.lock();
         if (gone) end_chat("the terminal is gone");
@@ -2298,7 +2287,7 @@ class HelperConnection : public Connection {
    private:
     bool receive_into(std::vector<std::string>& lines) override {
         std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
-        if (poll_any(polled, -1) < 0) return true;
+        if (poll(polled.data(), polled.size(), -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
         const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
         if (!open) read_last_messages();

@@ -140,6 +140,14 @@ class Wakeup {
     Fd read_end_, write_end_;
 };
 
+// Waits until a descriptor can be read or written (POLLIN, POLLOUT) or has failed, for so many milliseconds at most.
+// False: that was too long, or `stop` was set.
+inline bool wait_for(int fd, short events, const Wakeup& stop, int limit = -1) {
+    std::array<pollfd, 2> polled{{{fd, events, 0}, {stop.fd(), POLLIN, 0}}};
+    while (poll(polled.data(), polled.size(), limit) < 0 && errno == EINTR) continue;
+    return polled[0].revents != 0 && polled[1].revents == 0;
+}
+
 // Has a signal call a function, which interrupts system calls without SA_RESTART among the flags; see sigaction(2).
 inline void catch_signal(int number, void (*handler)(int), int flags = 0) {
     struct sigaction action {};

@@ -1904,10 +1904,7 @@ void run_operator_line(const Line& line) {
 void run_console() {
     name_thread("console");
     LineBuffer lines(max_line);
-    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
-    for (bool ended = false; !ended;) {
-        if (poll(polled.data(), polled.size(), -1) < 0) continue;
-        if (polled[1].revents != 0) return;
+    for (bool ended = false; !ended && wait_for(STDIN_FILENO, POLLIN, *stop_request);) {
         std::array<char, 1024> bytes{};
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
         const bool in_background = count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1;  // ./server &
@@ -1958,9 +1955,8 @@ void run_discovery(int port) {
         }
         const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
         const Fd answers = open_datagram_socket(bound.s_addr, 0);
-        std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
         Clock::time_point next{};
-        while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
+        while (wait_for(questions.get(), POLLIN, *stop_request)) {
             sockaddr_in from{};
             const std::string datagram = receive_datagram(questions, from);
             if (Clock::now() < next) continue;
