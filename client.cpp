@@ -2155,7 +2155,7 @@ struct Address {
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
     const std::size_t colon = text.rfind(':');
     const bool has_port = colon != std::string::npos && (colon == text.find(':') || text[colon - 1] == ']');
-    std::string host = text.substr(0, has_port ? colon : std::string::npos);
+    std::string host = text.substr(0, has_port ? colon : text.size());
     if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
     if (host.empty()) throw UsageError("the host is missing");
     if (port && has_port) throw UsageError("there are two ports");
@@ -2229,7 +2229,7 @@ std::vector<Found> find_servers() {
         for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
         }
-        const Clock::time_point until = Clock::now() + 500ms;
+        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
         while (Clock::now() < until) {
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, 10) <= 0) continue;
