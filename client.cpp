@@ -490,7 +490,8 @@ class Client {
     void handle_line(std::string_view line) {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
-        if (message.word != "NICK" || !returning()) show(message, message.entry());  // the name is sent again
+        const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
+        if (!answered || !returning()) show(message, message.entry());
         if (!message.past) update(message);
     }
 
