@@ -1833,13 +1833,11 @@ void help(Lock& lock, Client& user, std::string_view rest) {
     info(lock, user, "What does not begin with / is said to the room; //text says /text.");
 }
 
-// Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
-std::size_t distance(std::string_view a, std::string_view b, std::size_t limit) {
-    if (limit == 0 || a.empty() || b.empty()) return std::min(limit, std::max(a.size(), b.size()));
-    const std::string_view a_rest = a.substr(1), b_rest = b.substr(1);
-    if (a[0] == b[0]) return distance(a_rest, b_rest, limit);
-    const auto differ = [&](auto x, auto y) { return distance(x, y, limit - 1); };
-    return 1 + std::min({differ(a_rest, b_rest), differ(a_rest, b), differ(a, b_rest)});
+// Returns how many letters are between what two words have in common at their beginnings, and at their ends.
+std::size_t distance(std::string_view a, std::string_view b) {
+    for (; !a.empty() && !b.empty() && a.front() == b.front(); b.remove_prefix(1)) a.remove_prefix(1);
+    for (; !a.empty() && !b.empty() && a.back() == b.back(); b.remove_suffix(1)) a.remove_suffix(1);
+    return std::max(a.size(), b.size());
 }
 
 // For a command that there is not: names the nearest that the user may use.
@@ -1847,7 +1845,7 @@ void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
     std::string hint = "/help lists them.";
     std::size_t least = std::min<std::size_t>(3, mistyped.size());  // what is farther away was hardly meant
     for (const Command& command : commands) {
-        const std::size_t away = distance(fold(mistyped), command.name, least);
+        const std::size_t away = distance(fold(mistyped), command.name);
         if (away >= least || !command.right.holds(user)) continue;
         least = away;
         hint = concat("did you mean ", form_of(command), "?");
