@@ -83,8 +83,7 @@ class Keyboard {
 };
 
 // ---- 2. The connection --------------------------------------------------------------------------------
-// TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
-// the server in its own way (--via, section 13): to the client that is a connection like any other.
+// TCP to the server, or a command that reaches it in its own way (--via, section 13), which makes no difference here.
 
 constexpr int connect_limit = 5000;  // milliseconds
 
@@ -180,9 +179,8 @@ std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& 
 }
 
 // ---- 3. The server's words ----------------------------------------------------------------------------
-// A line is shown with the time first and then its speaker: "alice:" for what is said, "*" for /me, "alice -> bob:" in
-// private; "--" and "!!" are the server's notices and errors, and "==" is /echo. No name looks like these marks, so
-// that they can be told apart without colours too. Nothing here blocks or throws, and any thread may call it.
+// What lines look like: "alice:" for what is said, "*" for /me, "alice -> bob:" in private, "--" for a notice, "!!" for
+// an error, "==" for /echo. No name looks like these marks. Any thread may call what is here; none blocks or throws.
 
 enum class Style : unsigned char { plain, faint, error, whisper, mention, mark, bar, button, chosen, names };
 
@@ -289,12 +287,12 @@ struct Message {
 };
 
 // ---- 4. The client: what both forms share -------------------------------------------------------------
-// It knows where it is, and what the server waits for. The reader keeps that up to date, and reconnects when the
-// connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
+// It knows where it is, and what the server waits for; the reader keeps that up to date, and reconnects. How lines are
+// shown and typed is left to the two forms, plain and screen.
 //
 // What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
-// begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
-// before the next one goes, and what a broken connection has swallowed is sent again.
+// begun. One at a time is sent, and stays there until it is answered: so it is known where we are before the next one
+// goes, and what a broken connection has swallowed is sent again.
 //
 // One mutex guards what the reader and the writer share. All that follows is called with the mutex held, except what
 // says that it locks it. While it is held, nothing waits for the socket or the keyboard.
@@ -478,7 +476,8 @@ class Client {
     void handle_line(std::string_view line) {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
-        if (message.word != "NICK" || !returning()) show(message, message.entry());  // the name is sent again
+        const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
+        if (!answered || !returning()) show(message, message.entry());
         if (!message.past) update(message);
     }
 
