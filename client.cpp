@@ -1027,7 +1027,7 @@ enum class Key {
 
 struct Typed {
     Key key = Key::unknown;
-    std::string text = {};    // the character that was typed, or what was pasted
+    std::string text = {};    // what was typed or pasted
     int row = 0, column = 0;  // of a click
 };
 
@@ -1054,6 +1054,9 @@ class Keys {
    public:
     void add(std::string_view bytes) { bytes_ += bytes; }
 
+    // What was read too much: it comes next again.
+    void put_back(const std::string& text) { bytes_.insert(0, text); }
+
     // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
     // Escape, half a character, or a paste or an answer of the terminal that does not end.
     int patience() const {
@@ -1077,11 +1080,18 @@ class Keys {
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
     static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
-    // Returns the bytes of the first key; 0 if they are not all here.
+    // Returns the bytes of the first key, or of all the text before the next one, since what belongs together has to
+    // stay so; 0 if they are not all here.
     std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
-        const Character first = decode_utf8(bytes_);
-        return first.valid || bytes_.size() >= 4 ? first.bytes : 0;
+        if (is_control(bytes_[0])) return 1;
+        std::size_t end = 0;
+        while (end < bytes_.size() && !is_control(bytes_[end])) {
+            const Character next = decode_utf8(std::string_view(bytes_).substr(end));
+            if (!next.valid && bytes_.size() - end < 4) break;  // the rest of it may be on its way
+            end += next.bytes;
+        }
+        return end;
     }
 
     static bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == '\x7F'; }
@@ -1154,12 +1164,12 @@ class Editor {
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
     // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become longer than a line
-    // may be. All before it is cleaned again: whether a flag's tags may stay depends on what they follow.
+    // may be.
     bool replace_from(std::size_t from, std::string_view bytes) {
-        const std::string cleaned = clean(text_.substr(0, from).append(bytes));
-        if (cleaned.size() + text_.size() - cursor_ > max_line) return false;
-        text_.replace(0, cursor_, cleaned);
-        move_to(cleaned.size());
+        const std::string cleaned = clean(bytes);
+        if (text_.size() - (cursor_ - from) + cleaned.size() > max_line) return false;
+        text_.replace(from, cursor_ - from, cleaned);
+        move_to(from + cleaned.size());
         return true;
     }
     bool insert(std::string_view bytes) { return replace_from(cursor_, bytes); }
@@ -1321,13 +1331,15 @@ class Display {
     }
 
     // Returns what makes the terminal show a row. Terminals do not agree on how wide some graphemes are: they are
-    // written over spaces, in case they are narrower, and behind them the cursor is set anew.
+    // written over spaces, in case they are narrower, and behind them, and before what has a style, as the margin has,
+    // the cursor is set anew.
     std::string rendered(const Row& row, std::size_t number) const {
         std::string all = cursor_at(number, 0);
         int column = 0;
         for (const Piece& piece : row) {
             const auto& [color, without] = looks[static_cast<std::size_t>(piece.style)];
             const std::string look(colors_ ? color : without);
+            if (piece.style != Style::plain) all += cursor_at(number, column);
             all += "\33[0" + (look.empty() ? "" : ';' + look) + 'm';
             for (std::string_view rest = piece.text; !rest.empty();) {
                 const std::string_view next = take_grapheme(rest);
@@ -1346,7 +1358,7 @@ class Display {
     static std::string printed(std::string_view grapheme) {
         std::string text(columns_of(decode_utf8(grapheme).code) == 0 ? " " : "");  // for an accent to stand on
         text += grapheme;
-        if (text.ends_with("\u200D")) text.resize(text.size() - 3);  // a joiner that has nothing to join
+        while (text.ends_with("\u200D")) text.resize(text.size() - 3);  // joiners that have nothing to join
         if (!ascii_only) return text;
         if (text == "─" || text == "│") return text == "─" ? "-" : "|";
         const bool ascii = decode_utf8(text).code < 0x80;
@@ -1754,8 +1766,9 @@ class ScreenClient : public Client {
         if (in_chat && line_.text().empty()) begun_in_ = heading();
         switch (typed.key) {
             case Key::text:
+                if (prompt_ && typed.text.find_first_not_of(prompt_->at_once) != 0) return answer_at_once(typed.text);
                 if (!editor.insert(typed.text)) status_ = "The line is as long as a line may be.";
-                return prompt_ && prompt_->at_once.find(typed.text) != std::string::npos ? enter() : void();
+                return;
             case Key::paste: return paste(typed.text, editor);
             case Key::too_large_paste: status_ = "That is too large to be pasted, and was left out."; return;
             case Key::enter: return enter();
@@ -1769,6 +1782,12 @@ class ScreenClient : public Client {
         }
         if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit();
         editor.press(typed.key);
+    }
+
+    void answer_at_once(const std::string& text) {
+        prompt_->editor.insert(text.substr(0, 1));
+        keys_.put_back(text.substr(1));
+        enter();
     }
 
     void enter() {
@@ -1887,11 +1906,12 @@ class ScreenClient : public Client {
 
     void press_in_rooms(const Typed& typed) {
         if (typed.key == Key::enter) return join();
-        if (typed.text == "c") return create();
-        if (typed.text == "r") return list_rooms();
-        if (typed.text == "i") return open(View::info);
-        if (typed.text == "x") return shut_down();
-        choose(rows_down(typed.key));
+        if (typed.key != Key::text) return choose(rows_down(typed.key));
+        keys_.put_back(typed.text.substr(1));  // it came with what was typed next
+        if (typed.text[0] == 'c') create();
+        if (typed.text[0] == 'r') list_rooms();
+        if (typed.text[0] == 'i') open(View::info);
+        if (typed.text[0] == 'x') shut_down();
     }
 
     // The second click joins.
