@@ -1,77 +1,38 @@
 // client.cpp: the chat client. One thread, the reader, brings what the server sends to the screen; another one, the
 // writer, brings what is typed to the server.
 //
-// A, the chat: a whole client by itself. This is the part to read from top to bottom in an evening.
+// Part A, the chat, is a whole client by itself, and reads from top to bottom in an evening. Part B, what people rely
+// on, is for looking things up: signals, keys, the full-screen form, finding a server, --via, options.
 //
-//    1. The terminal           what is typed, line by line
-//    2. The connection         lines over TCP
-//    3. The server's words     what its lines look like to a person
-//    4. The client             what both forms share; Client::read() is the reader
-//    5. The plain form         PlainClient::write() is its writer
-//
-// B, what people rely on: for looking things up, each section by itself.
-//
-//    6. Modes and signals      the terminal is restored whatever happens
-//    7. The width of text      graphemes
-//    8. Keys and the editor    what was typed
-//    9. Rows and display       what is to be seen, and what the terminal shows
-//   10. The scrollback         what was said
-//   11. The full-screen form   ScreenClient::write() is its writer, draw() paints all
-//   12. Finding a server       on the local network, or at an address
-//   13. The helper command     a program that reaches the server: --via
-//   14. Starting               the options, and main()
-//
-// What somebody else says is received by Connection::receive(), in the reader, and goes through Client::handle_lines()
-// and handle_line() to show(), which prints it or, in ScreenClient, adds it to the scrollback that draw() paints.
-// What you say is read by PlainClient::write(), which calls enter_line(), or by ScreenClient::write(), which calls
-// press(), press_in_line(), enter() and say(); both ways lead to Client::submit(), send_next() and
-// Connection::send_line(). You see it yourself when the server sends it back. The words that its lines begin with are
-// in docs/protocol.md.
+// The way of a line from the keyboard to the server, as function names, and that of one from the server to the screen:
+//    PlainClient::write()       section 5   the writer waits for a line, and enter_line() says what it is for;
+//    ScreenClient::write()      section 11  or for keys: press(), and with Enter say()
+//    Client::submit()           section 4   queues the line; send_next() sends it when it is its turn
+//    Connection::send_line()    section 2   gives it to the socket
+//    Connection::receive()      section 2   the reader waits in read() for what the server sends, one's own line too
+//    Client::handle_lines()     section 4   takes the lines: handle_line() keeps what is known up to date
+//    show(), refresh()          section 5   print them; in section 11, draw() paints them
 
-#include <getopt.h>
 #include <ifaddrs.h>
 #include <net/if.h>
-#include <poll.h>
 #include <sys/wait.h>
 #include <termios.h>
 
-#include <atomic>
-#include <chrono>
 #include <climits>
-#include <clocale>
-#include <condition_variable>
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <filesystem>
-#include <functional>
 #include <iomanip>
-#include <iostream>
-#include <map>
-#include <mutex>
 #include <random>
 #include <set>
 #include <sstream>
-#include <thread>
-#include <vector>
 
 #include "common.hpp"
 
 namespace {
 
-using namespace std::chrono_literals;
-using Clock = std::chrono::steady_clock;
-using Lock = std::unique_lock<std::mutex>;
-
-std::string program;  // the name that it was started by, for messages
-
 // ==== Part A: the chat =================================================================================
 
 // ---- 1. The terminal ----------------------------------------------------------------------------------
-// Its settings belong to whoever started us, and are restored on every way out (section 6). Without a terminal, in a
-// pipe, there is nothing to set.
+// Its settings belong to whoever started us, and are restored on every way out (section 6).
 
 enum TerminalMode { original, typing_hidden, whole_screen };
 
@@ -86,8 +47,7 @@ bool in_foreground();
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
 
-// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks while there is
-// nothing.
+// Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks until then.
 bool read_into(auto& buffer, int fd) {
     std::array<char, 65536> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
@@ -113,8 +73,7 @@ class Keyboard {
         }
     }
 
-    // Asks a question, before there is a connection. Returns the answer, or the default if it is empty. Blocks until
-    // then. Throws if the input ends and there is no default.
+    // Asks a question, and returns the answer, or the default. Blocks. Throws if the input ends without a default.
     std::string ask(const std::string& question, const std::string& by_default) {
         std::cout << question << (by_default.empty() ? "" : " [" + by_default + "]") << ": " << std::flush;
         const std::optional<Line> answer = read_line(Wakeup());
@@ -146,16 +105,14 @@ class Connection {
     explicit Connection(Fd socket) : socket_(std::move(socket)) {}
     virtual ~Connection() = default;
 
-    // Returns the lines that have come, cleaned: the server is not trusted to have done it (promise 3). None: the
-    // connection has ended. Blocks until then. Only the reader.
+    // The reader waits here. Returns lines, cleaned, since the server is not trusted (promise 3); none at the end.
     std::vector<std::string> receive() {
         std::vector<std::string> lines;
         while (receive_into(lines) && lines.empty()) continue;
         return lines;
     }
 
-    // Never blocks: one line at a time always fits, and a server that has not even taken that is gone. A connection
-    // that is broken takes everything; it is the reader that finds out.
+    // Never blocks: one line always fits; a server that has not taken the last is gone, as the reader will find out.
     void send_line(const std::string& line) const {
         const std::string text = line + '\n';
         const ssize_t sent = send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT);
@@ -193,8 +150,7 @@ bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
     return polled[0].revents != 0;
 }
 
-// Connects, and waits for the first words. Returns 0 or the error's number; ETIMEDOUT also if `stop` was set. Blocks
-// for twice connect_limit at most.
+// Connects, and waits for the first words, for twice connect_limit at most. Returns 0, or what went wrong as an errno.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
@@ -213,7 +169,7 @@ std::string connect_advice(int error) {
     return error_text(error) + (error == ECONNREFUSED ? ": is a server running there?" : "");
 }
 
-// Tries the addresses in turn. Throws if none answers, with what was wrong with each.
+// Tries the addresses in turn, and blocks for connect_within_limit() at each. Throws if none answers, saying why.
 Fd connect_to(const Target& target, const Wakeup& stop) {
     std::string problem = "connect to " + target.name + ":";
     for (const addrinfo* at = target.addresses.get(); at != nullptr; at = at->ai_next) {
@@ -227,8 +183,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
     throw std::runtime_error(problem);
 }
 
-// Returns a connection to the server. Blocks as connect_within_limit() for each address, or until `stop` is set.
-// Throws if there is none to be had. may_ask: as in start_helper().
+// Returns a connection to the server. Blocks, or throws, as connect_to() does. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
     Fd socket = connect_to(target, stop);
@@ -398,7 +353,7 @@ class Client {
     virtual bool stays_open() const { return false; }  // after the server has ended the chat; then it is for the person
     virtual void print_end() {                         // both threads have ended: tells why the chat has
         if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
-        if (!error_.empty()) std::cerr << program << ": " << error_ << std::endl;
+        if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
     }
 
     // The writer: queues a line for the room that heading() returns. False: not now.
@@ -586,8 +541,7 @@ class Client {
         sent_ = false;
     }
 
-    // Sends the next line, unless the server has yet to answer one, or asks something. Lines for another room than
-    // this are not sent, and that is told.
+    // Sends the next line, if it is its turn. Lines that were begun in another room are not sent, and that is told.
     void send_next() {
         if (!logged_in_ || sent_ || open_question() != 0 || answered_ != Question::none) return;
         const auto is_for = [this](const OwnLine& line) { return line.room.empty() || same_name(line.room, room_); };
@@ -668,8 +622,7 @@ class Client {
 
     // ---- The end, and reconnecting
 
-    // A client that was silent for too long may not return by itself either: there would be no limit. But a refusal on
-    // the way back may pass: a server that is full, say.
+    // No end by the server is undone without the person. But a refusal on the way back may pass: a full server's, say.
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
@@ -741,8 +694,7 @@ class Client {
 };
 
 // ---- 5. The plain form --------------------------------------------------------------------------------
-// Lines in, lines out: on a terminal, and in pipes, where the next line is read only when it is the server's turn to
-// take one. The end of the input means /quit.
+// Lines in, lines out: on a terminal, or in a pipe, where each is read when it is its turn. The end means /quit.
 
 class PlainClient : public Client {
    public:
@@ -793,7 +745,7 @@ class PlainClient : public Client {
 
     void enter_line(const Line& line, const Begun& begun) {
         if (line.too_long) {
-            std::cerr << program << ": that line has more than " << max_line << " bytes and was not sent\n";
+            std::cerr << program_name << ": that line has more than " << max_line << " bytes and was not sent\n";
         } else if (typed_ && begun.number != open_question()) {
             show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
         } else if (open_question() != 0) {
@@ -881,20 +833,11 @@ bool in_foreground() {
     return group < 0 || group == getpgrp();
 }
 
-void catch_signal(int number, void (*handler)(int), int flags = 0) {
-    struct sigaction action {};
-    action.sa_handler = handler;
-    action.sa_flags = flags;
-    sigaction(number, &action, nullptr);
-}
-
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
-    const int saved = errno;
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
     raise(number);
-    errno = saved;
 }
 
 void wake_writer() {
@@ -908,10 +851,9 @@ void stop_by_signal(int number) {
     const TerminalMode mode = terminal_mode;
     set_terminal(original);
     catch_signal(number, SIG_DFL);
-    sigset_t stop{};
-    sigemptyset(&stop);
-    sigaddset(&stop, number);
-    pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
+    sigset_t none{};
+    sigemptyset(&none);
+    pthread_sigmask(SIG_SETMASK, &none, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
     if (mode == whole_screen) {
@@ -2141,79 +2083,65 @@ class ScreenClient : public Client {
 // A question goes to everybody on the local networks (docs/protocol.md, "Discovery"). Anybody may answer it: what comes
 // is a stranger's claim, and is checked, cleaned and bounded.
 
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
 struct Address {
     std::string host, port;
+    bool operator==(const Address&) const = default;
 };
 
 // Understands HOST, HOST:PORT, V6 and [V6]:PORT. Throws a UsageError at a port that is none.
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
-    const std::size_t bracket = text.starts_with('[') ? text.find(']') : std::string::npos;
     const std::size_t colon = text.rfind(':');
-    const bool one_colon = colon != std::string::npos && colon == text.find(':');
-    const std::string behind = bracket != std::string::npos ? text.substr(bracket + 1)
-                               : one_colon                  ? text.substr(colon)
-                                                            : "";
-    Address address{text.substr(0, text.size() - behind.size()), port.value_or(std::string(default_port))};
-    if (bracket != std::string::npos) address.host = text.substr(1, bracket - 1);
-    if (address.host.empty()) throw UsageError("the host is missing");
-    if (port && !behind.empty()) throw UsageError("there are two ports");
-    if (!behind.empty()) address.port = behind.starts_with(':') ? behind.substr(1) : "";
-    if (!parse_number(address.port, 1, 65535)) throw UsageError("a port is a number from 1 to 65535");
-    return address;
+    const bool has_port = colon != std::string::npos && (colon == text.find(':') || text[colon - 1] == ']');
+    std::string host = text.substr(0, has_port ? colon : std::string::npos);
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    if (host.empty()) throw UsageError("the host is missing");
+    if (port && has_port) throw UsageError("there are two ports");
+    const std::string number = has_port ? text.substr(colon + 1) : port.value_or(std::string(default_port));
+    const bool right = parse_number(number, 1, 65535) && host.find(']') == std::string::npos;
+    if (!right) throw UsageError("a port is a number from 1 to 65535");
+    return {host, number};
 }
 
 struct Found {
     Address address;
     std::string people, title;
     bool password = false;
-    bool operator==(const Found& other) const {
-        return address.host == other.address.host && address.port == other.address.port;
-    }
 };
 
-// One of this machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, among them.
-struct Network {
-    in_addr_t own, everybody;  // addresses
+// This machine's IPv4 networks; its loopback, where everybody is 127.255.255.255, is one of them.
+struct Networks {
+    std::set<in_addr_t> own;             // this machine's addresses
+    std::vector<sockaddr_in> everybody;  // where a question reaches all
 };
 
-// The sockets' calls know addresses of all families by this type.
-sockaddr* generic(sockaddr_in& address) { return reinterpret_cast<sockaddr*>(&address); }
-in_addr_t internet_address(const sockaddr* address) {
-    return reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr;
-}
-
-std::vector<Network> list_networks() {
+Networks list_networks() {
     ifaddrs* list = nullptr;
     if (getifaddrs(&list) != 0) throw_errno("getifaddrs");
     const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, freeifaddrs);
-    std::vector<Network> networks;
+    Networks networks;
     for (const ifaddrs* at = list; at != nullptr; at = at->ifa_next) {
         const bool reaches_all = (at->ifa_flags & (IFF_BROADCAST | IFF_LOOPBACK)) != 0;
         if (!reaches_all || at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET) continue;
-        const in_addr_t own = internet_address(at->ifa_addr);
-        networks.push_back({own, own | ~internet_address(at->ifa_netmask)});
+        const auto* own = reinterpret_cast<sockaddr_in*>(at->ifa_addr);
+        const auto* mask = reinterpret_cast<sockaddr_in*>(at->ifa_netmask);
+        networks.own.insert(own->sin_addr.s_addr);
+        sockaddr_in& everybody = networks.everybody.emplace_back(*own);
+        everybody.sin_port = htons(discovery_port);
+        everybody.sin_addr.s_addr |= ~mask->sin_addr.s_addr;
     }
     return networks;
 }
 
-void ask_everybody(const Fd& socket, const std::string& question, const std::vector<Network>& networks) {
-    for (const Network& network : networks) {
-        sockaddr_in to{};
-        to.sin_family = AF_INET;
-        to.sin_port = htons(discovery_port);
-        to.sin_addr.s_addr = network.everybody;
-        sendto(socket.get(), question.data(), question.size(), 0, generic(to), sizeof to);  // some networks refuse
-    }
-}
-
-// Takes an answer apart; returns nothing if it is none to our question.
-std::optional<Found> read_answer(std::string_view answer, std::string_view nonce) {
+// Returns the answer that has come, if it is one to our question. A server on this machine answers on each of its
+// networks: it is one.
+std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const Networks& networks) {
+    sockaddr_in from{};
+    const std::string datagram = receive_datagram(socket, from);
+    std::string_view answer = datagram;
     if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    const bool ours = networks.own.contains(from.sin_addr.s_addr);
     Found found;
+    found.address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
     found.address.port = take_word(answer);
     found.people = take_word(answer);
     const std::string_view login = take_word(answer);
@@ -2223,40 +2151,29 @@ std::optional<Found> read_answer(std::string_view answer, std::string_view nonce
     return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
 }
 
-// Returns the answer that has come, if it is one. A server on this machine answers on each of its networks: it is one.
-std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const std::vector<Network>& networks) {
-    std::array<char, question_bytes + 1> bytes{};  // one more, to see that an answer is too long
-    sockaddr_in from{};
-    socklen_t length = sizeof from;
-    const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
-    if (count <= 0) return std::nullopt;
-    std::optional<Found> found = read_answer({bytes.data(), static_cast<std::size_t>(count)}, nonce);
-    const bool ours = std::any_of(networks.begin(), networks.end(),
-                                  [&](const Network& network) { return network.own == from.sin_addr.s_addr; });
-    if (found) found->address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
-    return found;
-}
-
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
     constexpr std::size_t max_found = 64;
-    const std::vector<Network> networks = list_networks();
+    const Networks networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
     set_option(socket, SOL_SOCKET, SO_BROADCAST, 1);
     std::random_device random;
     const std::string nonce = std::to_string(random()) + std::to_string(random());
+    const std::string question = make_question(nonce);
     std::vector<Found> all;
-    for (int round = 0; round < 2; ++round) {  // a datagram may be lost on its way
-        ask_everybody(socket, make_question(nonce), networks);
-        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
+    for (int round = 0; round < 2; ++round) {               // a datagram may be lost on its way
+        for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
+            sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
+        }
+        const Clock::time_point until = Clock::now() + 500ms;
         while (Clock::now() < until) {
-            const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
             pollfd polled{socket.get(), POLLIN, 0};
-            if (poll(&polled, 1, static_cast<int>(left.count())) <= 0) continue;
+            if (poll(&polled, 1, 10) <= 0) continue;
             const std::optional<Found> found = receive_answer(socket, nonce, networks);
-            const bool is_new = found && std::find(all.begin(), all.end(), *found) == all.end();
-            if (is_new && all.size() < max_found) all.push_back(*found);
+            const auto is_same = [&](const Found& other) { return other.address == found->address; };
+            if (!found || all.size() == max_found || std::any_of(all.begin(), all.end(), is_same)) continue;
+            all.push_back(*found);
         }
     }
     return all;
@@ -2320,11 +2237,9 @@ class HelperConnection : public Connection {
     // A command that has ended may have said why.
     void read_last_messages() {
         if (pid_ == 0) return;
-        pollfd polled{errors_.get(), POLLIN, 0};
-        for (int i = 0; i < 4 && errors_ && poll(&polled, 1, 100) > 0; ++i) {
-            if (!read_into(messages_, errors_.get())) break;
-        }
         const int status = end_helper();
+        pollfd polled{errors_.get(), POLLIN, 0};
+        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());  // as much as a pipe can hold
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
         } else if (WIFSIGNALED(status)) {
@@ -2386,8 +2301,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 }
 
 // ---- 14. Starting -------------------------------------------------------------------------------------
-// What the options ask for decides which form is run. An error before the chat begins ends the program: with status 2
-// if the user can see it in --help, with 1 otherwise.
+// What the options ask for decides which form is run.
 
 struct Options {
     std::optional<std::string> name, host, port, via;
@@ -2407,44 +2321,27 @@ constexpr const char* usage = R"( [OPTION]... [HOST [PORT]]
 HOST may be HOST:PORT or [IPV6]:PORT. Without it, it looks for servers on the local network, and asks.
 )";
 
-std::string one_of(const std::string& name, const std::string& given, const std::vector<std::string>& known) {
-    if (std::find(known.begin(), known.end(), given) != known.end()) return given;
+// Returns an option's argument. Throws a UsageError if it is none of those.
+std::string one_of(const std::string& option, const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), optarg) != known.end()) return optarg;
     std::string all;
     for (const std::string& value : known) all += (all.empty() ? "" : value == known.back() ? " or " : ", ") + value;
-    throw UsageError(name + " takes " + all + ", not '" + given + "'");
+    throw UsageError(option + " takes " + all + ", not '" + optarg + "'");
 }
 
-[[noreturn]] void print_and_exit(const std::string& text) {
-    if (!(std::cout << text << std::flush)) throw_errno("write");
-    std::exit(0);
-}
-
-// Throws a UsageError at a wrong one; --help and --version answer and exit.
+// Throws a UsageError at a wrong one.
 Options read_options(int argc, char** argv) {
-    enum { name, via, list, plain, color, bell, help_text, version_text };
-    static const option known[] = {{"name", required_argument, nullptr, name},
-                                   {"via", required_argument, nullptr, via},
-                                   {"list", no_argument, nullptr, list},
-                                   {"plain", no_argument, nullptr, plain},
-                                   {"color", required_argument, nullptr, color},
-                                   {"bell", required_argument, nullptr, bell},
-                                   {"help", no_argument, nullptr, help_text},
-                                   {"version", no_argument, nullptr, version_text},
-                                   {}};
     Options options;
-    for (int found = 0; (found = getopt_long(argc, argv, "", known, nullptr)) != -1;) {
-        switch (found) {
-            case name: options.name = optarg; break;
-            case via: options.via = optarg; break;
-            case list: options.list = true; break;
-            case plain: options.plain = true; break;
-            case color: options.color = one_of("--color", optarg, {"auto", "always", "never"}); break;
-            case bell: options.bell = one_of("--bell", optarg, {"off", "private", "mention", "all"}); break;
-            case help_text: print_and_exit("usage: " + program + usage);
-            case version_text: print_and_exit("chatroom " + std::string(version) + '\n');
-            default: throw UsageError("");  // getopt_long() has said what is wrong
-        }
-    }
+    const std::vector<std::string> colors = {"auto", "always", "never"}, bells = {"off", "private", "mention", "all"};
+    const std::vector<KnownOption> known = {
+        {"name", [&] { options.name = optarg; }},
+        {"via", [&] { options.via = optarg; }},
+        {"list", [&] { options.list = true; }},
+        {"plain", [&] { options.plain = true; }},
+        {"color", [&] { options.color = one_of("--color", colors); }},
+        {"bell", [&] { options.bell = one_of("--bell", bells); }},
+    };
+    read_command_line(argc, argv, "chatroom", usage, known);
     if (options.name && !valid_name(*options.name)) {
         throw UsageError("a name is 3 to 12 letters and digits, a letter first");
     }
@@ -2476,43 +2373,23 @@ std::string environment(const char* name) {
     return value == nullptr ? "" : value;
 }
 
-bool fits_screen(const Options& options) {
-    const std::string terminal = environment("TERM");
-    return !options.plain && on_terminal() && !terminal.empty() && terminal != "dumb";
-}
-
-bool wants_colors(const Options& options) {
-    return options.color == "always" || (options.color == "auto" && environment("NO_COLOR").empty());
-}
-
 int run(const Options& options) {
+    const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
+    ascii_only = is_chosen && MB_CUR_MAX == 1;
+    if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     handle_signals();
     if (options.list) return list_servers();
     Keyboard keyboard;
     Target target = find_target(options, keyboard);
-    if (!fits_screen(options)) return PlainClient(std::move(target), options.name, keyboard).run();
-    return ScreenClient(std::move(target), options.name, options.bell, wants_colors(options)).run();
+    const std::string terminal = environment("TERM");
+    const bool plain = options.plain || !on_terminal() || terminal.empty() || terminal == "dumb";
+    if (plain) return PlainClient(std::move(target), options.name, keyboard).run();
+    const bool colors = options.color == "always" || (options.color == "auto" && environment("NO_COLOR").empty());
+    return ScreenClient(std::move(target), options.name, options.bell, colors).run();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    program = std::filesystem::path(argv[0]).filename();
-    int unused = 0;  // nothing else may get the number of a standard descriptor that was closed
-    while ((unused = open("/dev/null", O_RDONLY)) >= 0 && unused <= STDERR_FILENO) continue;
-    if (unused >= 0) close(unused);
-    std::setlocale(LC_CTYPE, "");
-    const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
-    ascii_only = is_chosen && MB_CUR_MAX == 1;
-    if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
-    try {
-        return run(read_options(argc, argv));
-    } catch (const UsageError& error) {
-        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
-                  << "--help shows the options\n";
-        return 2;
-    } catch (const std::exception& error) {
-        std::cerr << program << ": " << error.what() << '\n';
-        return 1;
-    }
+    return run_program(argv[0], [&] { return run(read_options(argc, argv)); });
 }

@@ -1,12 +1,14 @@
 // common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
-// addresses and discovery.
+// addresses, discovery and starting.
 //
-// No function here keeps state of its own: each may be called from any thread. None blocks, but for resolve().
+// Before section 8, no function keeps state of its own: each may be called from any thread. None blocks, but for
+// resolve().
 
 #pragma once
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -44,6 +46,10 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+using Lock = std::unique_lock<std::mutex>;
 
 inline constexpr std::string_view version = "1.0";
 inline constexpr std::string_view default_port = "12345";
@@ -100,8 +106,7 @@ class Fd {
     int fd_;
 };
 
-// A pipe that a thread watches with poll() beside its other descriptors, so that it can be woken. Once set, it
-// stays readable for everybody who polls it until clear() is called.
+// A pipe that threads watch with poll() beside other descriptors, to be woken: readable from set() until clear().
 class Wakeup {
    public:
     // Throws if there is no descriptor left.
@@ -134,6 +139,14 @@ class Wakeup {
    private:
     Fd read_end_, write_end_;
 };
+
+// Has a signal call a function, which interrupts system calls without SA_RESTART among the flags; see sigaction(2).
+inline void catch_signal(int number, void (*handler)(int), int flags = 0) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = flags;
+    sigaction(number, &action, nullptr);
+}
 
 // Names the calling thread, in at most 15 characters, so that `top -H`, gdb and strace show which one it is.
 inline void name_thread(const char* name) {
@@ -238,9 +251,8 @@ inline std::size_t max_columns(char32_t code) {
     return known < 0 ? 2 : static_cast<std::size_t>(known);
 }
 
-// Returns lines as rows for a screen of so many columns, broken at spaces, or within a word that is too long. A line's
-// second and later rows are indented: what is far behind in somebody's long line cannot pass for another line (promise
-// 3). Without columns nothing is changed.
+// Returns lines as rows for a screen of so many columns (0: as they are), broken at spaces, or within a long word. All
+// but a line's first row are indented: what is far behind in a long line cannot pass for another one (promise 3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
     constexpr std::string_view indent = "        ";
     if (columns < indent.size() + 2) return std::string(lines);
@@ -265,8 +277,7 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
 }
 
 // ---- 4. Lines -----------------------------------------------------------------------------------------
-// TCP carries a stream: one recv() may bring half a line, or five hundred. What has come is kept here until the
-// line that it belongs to is whole.
+// TCP carries a stream: one recv() may bring half a line, or five hundred. Here they become lines again.
 
 struct Line {
     std::string text;       // without its end
@@ -390,8 +401,8 @@ inline std::string utc_time(std::time_t time) {
 
 // ---- 6. Addresses -------------------------------------------------------------------------------------
 
-// Returns an IPv4 or IPv6 address, or a network such as "10.1.0.0/16", as it is always written, so that two can be
-// compared: the bits that do not count are 0. Empty if text is neither.
+// Returns an address, or a network such as "10.1.0.0/16", as it is always written: the bits that do not count are 0.
+// Empty if text is neither.
 inline std::string normal_address(const std::string& text) {
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
@@ -411,16 +422,14 @@ inline std::string normal_address(const std::string& text) {
     return "";
 }
 
-// Returns what counts as one place where an address comes from: itself, or for IPv6 its /64, of which a single machine
-// may use every address (RFC 4291, 2.5.4).
+// Returns what counts as one place: the address, or for IPv6 its /64, which one machine may use (RFC 4291, 2.5.4).
 inline std::string network_of(const std::string& address) {
     return address.find(':') == std::string::npos ? address : normal_address(address + "/64");
 }
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
 
-// Looks up the TCP addresses of a host; an empty host is every interface, to listen on. Throws if there are none.
-// May block for seconds, while name servers are asked: getaddrinfo(3).
+// Looks up a host's TCP addresses; an empty host is every interface. Throws if it has none. May block: getaddrinfo(3).
 inline AddressList resolve(const std::string& host, const std::string& port) {
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
@@ -436,8 +445,7 @@ inline void set_option(const Fd& socket, int level, int option, int value) {
     setsockopt(socket.get(), level, option, &value, sizeof value);
 }
 
-// Makes the kernel detect within a minute or so that a peer has vanished without a word, its cable pulled: recv()
-// then fails. The names of these options differ, see tcp(7) and tcp(4).
+// Has recv() fail about a minute after the peer has vanished, its cable pulled. The names differ: tcp(7), tcp(4).
 inline void watch_for_vanishing(const Fd& socket) {
 #ifndef TCP_KEEPIDLE
 #define TCP_KEEPIDLE TCP_KEEPALIVE
@@ -453,6 +461,9 @@ inline void watch_for_vanishing(const Fd& socket) {
 #endif
 }
 
+// The sockets' calls know addresses of all families by this type.
+inline sockaddr* generic(auto& address) { return reinterpret_cast<sockaddr*>(&address); }
+
 // Returns a socket's address in numbers, without port or zone: "192.168.1.7", "fe80::1".
 inline std::string address_text(const sockaddr* address, socklen_t length) {
     std::array<char, NI_MAXHOST> host{};
@@ -462,8 +473,7 @@ inline std::string address_text(const sockaddr* address, socklen_t length) {
 }
 
 // ---- 7. Discovery -------------------------------------------------------------------------------------
-// A client asks "is a server here?" with one datagram to everybody, and each server answers with one that is not
-// longer: so nobody can be flooded by asking in their name.
+// A datagram to everybody asks for servers; an answer is not longer, so nobody is flooded by asking in their name.
 
 inline constexpr in_port_t discovery_port = 12345;  // UDP, whatever TCP port a server listens on
 inline constexpr std::string_view question_word = "CHATROOM?";
@@ -475,4 +485,71 @@ inline std::string make_question(std::string_view nonce) {
     std::string question = std::string(question_word) + ' ' + std::string(nonce) + ' ';
     question.resize(question_bytes, ' ');
     return question;
+}
+
+// Returns the datagram that has come, or an empty text; `from` is then whose it is. One byte more than is allowed is
+// read, to see that a datagram is too long.
+inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
+    std::array<char, question_bytes + 1> bytes{};
+    socklen_t length = sizeof from;
+    const ssize_t count = recvfrom(socket.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, generic(from), &length);
+    return {bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0))};
+}
+
+// ---- 8. Starting --------------------------------------------------------------------------------------
+// How both programs read their options, and what becomes of an exception that ends one.
+
+using UsageError = std::invalid_argument;  // the command line is wrong; an empty text: that has been told
+
+inline std::string program_name;  // by which it was started, for messages
+
+struct KnownOption {
+    std::string name;           // "port"
+    std::function<void()> set;  // finds the option's argument in optarg; throws a UsageError if it is wrong
+};
+
+// Sets the options that are given; `usage` tells which ones take an argument: "  --port N  ". --help and --version are
+// answered, and end the program. optind is then the index of what stands behind the options. Throws a UsageError.
+inline void read_command_line(int argc, char** argv, const std::string& title, const std::string& usage,
+                              std::vector<KnownOption> known) {
+    const auto answer = [](const std::string& text) {
+        if (!(std::cout << text << std::flush)) throw_errno("write");
+        std::exit(0);
+    };
+    known.push_back({"help", [&] { answer("usage: " + program_name + usage); }});
+    known.push_back({"version", [&] { answer(title + ' ' + std::string(version) + '\n'); }});
+    std::vector<option> names;
+    for (const auto& [name, set] : known) {
+        const std::size_t behind = usage.find("  --" + name + ' ') + name.size() + 5;
+        names.push_back({name.c_str(), usage[behind] == ' ' ? no_argument : required_argument, nullptr, 0});
+    }
+    names.push_back({});
+    int index = 0;
+    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &index)) != -1;) {
+        if (found != 0) throw UsageError("");  // getopt_long() has told what is wrong
+        known[static_cast<std::size_t>(index)].set();
+    }
+}
+
+// For main(): runs a program, and returns its status: 2 if it throws a UsageError, 1 at any other exception.
+inline int run_program(const char* path, const std::function<int()>& run) {
+    program_name = std::string_view(path).substr(std::string_view(path).rfind('/') + 1);
+    int opened = 0;  // a socket or a pipe of ours must not take the place of a standard descriptor that was closed
+    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDONLY);
+    if (opened >= 0) close(opened);
+    std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
+    const auto fail = [](const std::string& problem, int status) {
+        std::cerr << program_name << ": " << problem << '\n';
+        return status;
+    };
+    try {
+        return run();
+    } catch (const UsageError& error) {
+        const std::string problem = error.what();
+        return fail(problem + (problem.empty() ? "" : "; ") + "--help shows the options", 2);
+    } catch (const std::system_error& error) {  // of std::thread
+        return fail("pthread_create: " + error_text(error.code().value()), 1);
+    } catch (const std::exception& error) {
+        return fail(error.what(), 1);
+    }
 }

@@ -17,7 +17,6 @@
 #if __has_include(<crypt.h>)
 #include <crypt.h>
 #endif
-#include <getopt.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -25,6 +24,7 @@
 #include <malloc.h>
 #endif
 
+#include <climits>
 #include <concepts>
 #include <filesystem>
 #include <fstream>
@@ -37,10 +37,6 @@
 #include "common.hpp"
 
 namespace {
-
-using namespace std::chrono_literals;
-using Clock = std::chrono::steady_clock;
-using Lock = std::unique_lock<std::mutex>;
 
 // ==== Part A: the chat ===================================================================================
 
@@ -120,7 +116,6 @@ struct Client {
     Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
     Clock::duration waited{};                       // in recv() for its next line
     Clock::duration waited_before{};                // for the lines before that
-    Clock::duration receive_timeout{};              // as set for its socket
     bool warned = false;                            // that it has been silent for long
 
     Outbox outbox;
@@ -186,7 +181,7 @@ void log_rejection(std::string_view who, const std::string& cause);
 void run_log();
 void stop_log();
 Clock::duration time_left(const Client& client);
-void limit_receive(Client& client, Clock::duration time);
+void limit_receive(const Client& client, Clock::duration time);
 void count_silence(Client& client, Clock::duration time);
 std::string enlist(Client& client);
 void delist(const Lock& lock, Client& client);
@@ -537,8 +532,7 @@ void end_room(const Lock& /*held*/, const Room& room) {
     chat.rooms.remove_if([&](const Room& other) { return &other == &room; });
 }
 
-// Takes a client out of its room, which ends with its last member if a client made it; if the owner leaves before that,
-// the member who has been there longest owns it.
+// Takes a client out of its room. One that a client made passes to the oldest member, and ends with the last.
 void leave(const Lock& lock, Client& client, std::string_view reason) {
     Room& room = *std::exchange(client.room, nullptr);
     std::erase(room.members, &client);
@@ -587,8 +581,7 @@ void drop(const Lock& lock, Client& client, std::string_view reason) {
 }
 
 // ---- 5. A client's own thread -------------------------------------------------------------------------
-// The heart of the server: a plain loop around recv(). What a client does slowly, or too much of, is waited for here,
-// in its own thread, and so by nobody else (promise 2).
+// The heart of the server: a plain loop around recv(). What a client does slowly holds up nobody else (promise 2).
 
 void tell(Client& to, std::string_view line) { post(Lock(chat.mutex), to, line); }
 void tell_error(Client& to, std::string_view text) { error(Lock(chat.mutex), to, text); }
@@ -659,8 +652,7 @@ void handle_line(Client& user, std::string_view line) {
     say(lock, user, "SAY", line);
 }
 
-// Waits until the sender has sent the last lines, and then for the peer to close its side: close() while bytes are
-// unread sends a reset, which may overtake those lines.
+// Waits until the last lines are sent and the peer has closed its side: close() may send a reset, which overtakes them.
 void end_connection(Client& client) {
     {
         Lock lock(chat.mutex);
@@ -850,153 +842,131 @@ void run() {
 // Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue, and a
 // thread of its own writes them: whoever logs never waits (promise 2). Any thread may add to it.
 
-class Log {
-   public:
-    // Logs what happened in a room; "-" is the server itself.
-    void add(std::string_view room, std::string_view text) { add(Lock(mutex_), room, text); }
-
-    // Logs what is the same for many, at most once a second for each cause.
-    void add_rejection(std::string_view who, const std::string& cause) {
-        const Lock lock(mutex_);
-        Clock::time_point& last = rejections_[cause];
-        if (Clock::now() - last < std::chrono::seconds(1)) return;
-        last = Clock::now();
-        add(lock, "-", concat("-- ", who, " ", cause));
-    }
-
-    // The log's thread: writes until stop(), and then what is left.
-    void run() {
-        name_thread("log");
-        Lock lock(mutex_);
-        thread_ = pthread_self();
-        while (true) {
-            changed_.wait(lock, [&] { return !waiting_.empty() || stopping_; });
-            if (waiting_.empty()) break;
-            changed_.wait_for(lock, 20ms, [&] { return stopping_; });  // more may come for the same write()
-            const std::string text = std::exchange(waiting_, {});
-            const std::size_t lost = std::exchange(lost_, 0);
-            if (lost > 0) add(lock, "-", concat("-- here ", lost, " lines are missing."));
-            lock.unlock();
-            write_all(wrapped(text, screen_width()));
-            lock.lock();
-        }
-        done_ = true;
-        changed_.notify_all();
-    }
-
-    // Ends run(). It may be stuck in a write to a paused terminal: the signal, whose handler is empty, interrupts that.
-    void stop() {
-        Lock lock(mutex_);
-        stopping_ = true;
-        changed_.notify_all();
-        changed_.wait_for(lock, 200ms, [&] { return done_; });
-        for (give_up_ = true; !done_; changed_.wait_for(lock, 10ms)) {
-            if (thread_) pthread_kill(*thread_, SIGUSR1);
-        }
-    }
-
-   private:
-    void add(const Lock& /*held*/, std::string_view room, std::string_view text) {
-        if (waiting_.size() > 1024UL * 1024) return static_cast<void>(++lost_);
-        if (waiting_.empty()) changed_.notify_all();
-        const std::time_t now = std::time(nullptr);
-        if (now != std::exchange(second_, now)) stamp_ = local_time(now, "%Y-%m-%d %H:%M:%S ");
-        ((((waiting_ += stamp_) += room) += ' ') += text) += '\n';
-    }
-
-    // Stops at a broken output, and at a blocked one once the server stops.
-    void write_all(std::string_view text) const {
-        while (!text.empty() && !give_up_) {
-            pollfd output{STDOUT_FILENO, POLLOUT, 0};  // which another program may have made non-blocking
-            poll(&output, 1, 100);
-            const ssize_t written = write(STDOUT_FILENO, text.data(), text.size());
-            if (written < 0 && errno != EAGAIN && errno != EINTR) return;
-            text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
-        }
-    }
-
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::string waiting_;     // lines to be written; guarded by mutex_, as are the next seven
-    std::size_t lost_ = 0;    // lines for which there was no space
-    std::time_t second_ = 0;  // when the last line was added
-    std::string stamp_;       // that time as text
-    std::map<std::string, Clock::time_point> rejections_;  // by cause: when one was logged last
-    std::optional<pthread_t> thread_;
-    bool stopping_ = false;
-    bool done_ = false;
-    std::atomic<bool> give_up_ = false;
+struct LogQueue {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::atomic<bool> give_up = false;  // write no more
+    // Guarded by the mutex.
+    std::string waiting;                                  // lines to be written
+    std::size_t lost = 0;                                 // lines for which there was no space
+    std::map<std::string, Clock::time_point> rejections;  // by cause: when one was logged last
+    std::optional<pthread_t> thread;
+    bool stopping = false, done = false;
 };
 
-Log server_log;
+LogQueue log_queue;
 
-void log_line(std::string_view room, std::string_view text) { server_log.add(room, text); }
-void log_event(std::string_view text) { server_log.add("-", concat("-- ", text)); }
-void log_rejection(std::string_view who, const std::string& cause) { server_log.add_rejection(who, cause); }
-void run_log() { server_log.run(); }
-void stop_log() { server_log.stop(); }
+std::string timestamp() { return local_time(std::time(nullptr), "%Y-%m-%d %H:%M:%S "); }
+
+// Logs what happened in a room; "-" is the server itself.
+void log_line(std::string_view room, std::string_view text) {
+    const Lock lock(log_queue.mutex);
+    if (log_queue.waiting.size() > 1024UL * 1024) return static_cast<void>(++log_queue.lost);
+    if (log_queue.waiting.empty()) log_queue.changed.notify_all();
+    log_queue.waiting += concat(timestamp(), room, " ", text, "\n");
+}
+
+void log_event(std::string_view text) { log_line("-", concat("-- ", text)); }
+
+// Logs what is the same for many, at most once a second for each cause.
+void log_rejection(std::string_view who, const std::string& cause) {
+    Lock lock(log_queue.mutex);
+    Clock::time_point& last = log_queue.rejections[cause];
+    if (Clock::now() - last < std::chrono::seconds(1)) return;
+    last = Clock::now();
+    lock.unlock();
+    log_event(concat(who, " ", cause));
+}
+
+// Stops at a broken output, and at a blocked one once the server stops.
+void write_log(std::string_view text) {
+    while (!text.empty() && !log_queue.give_up) {
+        pollfd output{STDOUT_FILENO, POLLOUT, 0};  // which another program may have made non-blocking
+        poll(&output, 1, 100);
+        const ssize_t written = write(STDOUT_FILENO, text.data(), text.size());
+        if (written < 0 && errno != EAGAIN && errno != EINTR) return;
+        text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(written, 0)));
+    }
+}
+
+// The log's thread: writes until stop_log(), and then what is left.
+void run_log() {
+    name_thread("log");
+    Lock lock(log_queue.mutex);
+    log_queue.thread = pthread_self();
+    while (true) {
+        log_queue.changed.wait(lock, [] { return !log_queue.waiting.empty() || log_queue.stopping; });
+        if (log_queue.waiting.empty()) break;
+        log_queue.changed.wait_for(lock, 20ms, [] { return log_queue.stopping; });  // more may come for this write()
+        std::string text = std::exchange(log_queue.waiting, {});
+        const std::size_t lost = std::exchange(log_queue.lost, 0);
+        if (lost > 0) text += concat(timestamp(), "- -- here ", lost, " lines are missing.\n");
+        lock.unlock();
+        write_log(wrapped(text, screen_width()));
+        lock.lock();
+    }
+    log_queue.done = true;
+    log_queue.changed.notify_all();
+}
+
+// Ends run_log(). It may be stuck in a write to a paused terminal: the signal, whose handler is empty, interrupts that.
+void stop_log() {
+    Lock lock(log_queue.mutex);
+    log_queue.stopping = true;
+    log_queue.changed.notify_all();
+    log_queue.changed.wait_for(lock, 200ms, [] { return log_queue.done; });
+    for (log_queue.give_up = true; !log_queue.done; log_queue.changed.wait_for(lock, 10ms)) {
+        if (log_queue.thread) pthread_kill(*log_queue.thread, SIGUSR1);
+    }
+}
 
 // ---- 9. A client's time -------------------------------------------------------------------------------
 // Each client's own thread keeps its deadlines. Only time in recv() counts: not that of a hash, or of a slow file.
 
-// Returns how long the client may be silent; for ever is an hour, since it may be moved elsewhere meanwhile.
-Clock::duration silence_limit(const Client& client) {
-    if (client.name.empty()) return std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
-    return client.idle_limit == 0 ? Clock::duration(1h) : std::chrono::seconds(client.idle_limit);
-}
-
-// The same from now on, up to the warning at half of it.
+// Returns how long the client may still be silent until it is warned, at half of its time, or after that until the end.
 Clock::duration time_left(const Client& client) {
-    const Clock::duration limit = silence_limit(client);
+    Clock::duration limit = 1h;  // for ever: it may be moved elsewhere meanwhile
+    if (client.idle_limit > 0) limit = std::chrono::seconds(client.idle_limit);
+    if (client.name.empty()) limit = std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
 
 // Warns the client, which from then on has half of its time, however late that is: the process may have been stopped.
 void warn(const Lock& lock, Client& client) {
+    client.waited += time_left(client);
     client.warned = true;
-    client.waited = silence_limit(client) / 2;
     const auto left = std::chrono::ceil<std::chrono::seconds>(client.waited).count();
-    const bool moves = client.room != nullptr && !client.room->owner.empty();
     if (client.room == nullptr) return info(lock, client, "You have ", left, " seconds left to answer.");
     info(lock, client, "You have said nothing for a while. Say something, or you will be ",
-         moves ? "moved to public." : "disconnected.");
+         client.room->owner.empty() ? "disconnected." : "moved to public.");
 }
 
-// Warns a client, and then rejects, moves or disconnects it, but not the admin, nor an owner, whose room would pass on.
-void handle_silence(Client& client) {
+// After recv(), which has taken some time: warns a client whose time is over, and then rejects, moves or disconnects
+// it, but not the admin, nor an owner, whose room would pass on.
+void count_silence(Client& client, Clock::duration time) {
+    client.waited += time;
+    if (time_left(client) > Clock::duration::zero()) return;
     const Lock lock(chat.mutex);
     if (client.closing) return;
     const Room* room = client.room;  // none: it is still logging in
-    if (room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name)) {
-        client.waited = {};
-    } else if (!client.warned) {
-        warn(lock, client);
-    } else if (room == nullptr) {
-        quit(lock, client, "REFUSE That took too long: a minute for an answer, five for all.",
-             "was rejected: too slow a login.");
-    } else if (room->owner.empty()) {
-        quit(lock, client, "BYE IDLE You have said nothing for too long.", "was timed out.");
-    } else {
-        info(lock, client, "You have said nothing for too long: you are moved to public.");
-        move(lock, client, public_room(), "was silent for too long.");
-        client.waited = {};
-        client.warned = false;
-    }
+    const bool exempt = room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name);
+    if (!exempt && !client.warned) return warn(lock, client);
+    client.waited = {};
+    client.warned = false;
+    if (exempt) return;
+    constexpr const char* too_slow = "REFUSE That took too long: a minute for an answer, five for all.";
+    constexpr const char* too_silent = "BYE IDLE You have said nothing for too long.";
+    if (room == nullptr) return quit(lock, client, too_slow, "was rejected: too slow a login.");
+    if (room->owner.empty()) return quit(lock, client, too_silent, "was timed out.");
+    info(lock, client, "You have said nothing for too long: you are moved to public.");
+    move(lock, client, public_room(), "was silent for too long.");
 }
 
 // Before recv(): makes it return EAGAIN when the time is over (SO_RCVTIMEO in socket(7)).
-void limit_receive(Client& client, Clock::duration time) {
-    time = std::max<Clock::duration>(time, 1ms);
-    if (time == std::exchange(client.receive_timeout, time)) return;
-    const auto microseconds = std::chrono::ceil<std::chrono::microseconds>(time).count();
-    const timeval value{static_cast<time_t>(microseconds / 1000000), static_cast<suseconds_t>(microseconds % 1000000)};
+void limit_receive(const Client& client, Clock::duration time) {
+    const auto left = std::max(std::chrono::ceil<std::chrono::milliseconds>(time), 1ms).count();
+    const timeval value{static_cast<time_t>(left / 1000), static_cast<suseconds_t>(left % 1000 * 1000)};
     setsockopt(client.socket.get(), SOL_SOCKET, SO_RCVTIMEO, &value, sizeof value);
-}
-
-// After recv(), which has taken some time.
-void count_silence(Client& client, Clock::duration time) {
-    client.waited += time;
-    if (time_left(client) <= Clock::duration::zero()) handle_silence(client);
 }
 
 // ---- 10. Places: how many clients there may be --------------------------------------------------------
@@ -1047,11 +1017,11 @@ std::string ban_in(std::string_view line) {
     return address.empty() ? fold(who) : address;
 }
 
-// Returns whether an entry of the ban list, as in ban_in(), is about a name (folded) or an address.
-bool is_about(const std::string& entry, const std::string& name_or_address) {
-    const std::size_t slash = entry.find('/');
-    if (slash == std::string::npos) return entry == name_or_address;
-    return entry == normal_address(name_or_address + entry.substr(slash));
+// Returns whether what a line is about is a name (folded) or an address, or a network that the address is in.
+bool is_about(const std::string& subject, const std::string& name_or_address) {
+    const std::size_t slash = subject.find('/');
+    if (slash == std::string::npos) return subject == name_or_address;
+    return subject == normal_address(name_or_address + subject.substr(slash));
 }
 
 // Returns the name that a line of the accounts' file, "alice:$y$...", is about, folded; empty if there is none.
@@ -1066,11 +1036,11 @@ std::string hash_in(std::string_view line) {
     return start == std::string::npos ? "" : std::string(trim(line.substr(start + 1)));
 }
 
-class LineFile {
-   public:
-    // subject_in returns whom a line is about. mode: who may read the file.
-    LineFile(std::string name, mode_t mode, std::string (*subject_in)(std::string_view))
-        : path(std::move(name)), mode_(mode), subject_in_(subject_in) {}
+struct LineFile {
+    std::string path;                             // set before there are threads
+    mode_t mode;                                  // who may read it
+    std::string (*subject_in)(std::string_view);  // returns whom a line is about
+    std::mutex changing = {};                     // held while the file is replaced
 
     // Calls see(line, number) for each line; a missing file has none. Throws if it cannot be read, or at a stop.
     template <typename See>
@@ -1084,40 +1054,36 @@ class LineFile {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
             text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-            std::size_t start = 0;
-            for (std::size_t end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-                see(std::string_view(text).substr(start, end - start), ++number);
+            for (std::size_t end = 0; (end = text.find('\n')) != std::string::npos; text.erase(0, end + 1)) {
+                see(std::string_view(text).substr(0, end), ++number);
             }
-            text.erase(0, start);
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
         if (!text.empty()) see(text, ++number);
     }
 
-    // Returns the line about somebody (as subject_in has it), if there is one. Throws as for_each_line().
-    [[nodiscard]] std::optional<std::string> find(std::string_view who) const {
+    // Returns the first line about a name (folded) or an address, if there is one. Throws as for_each_line().
+    [[nodiscard]] std::optional<std::string> find(const std::string& name_or_address) const {
         std::optional<std::string> found;
         for_each_line([&](std::string_view line, std::size_t /*number*/) {
-            if (!found && subject_in_(line) == who) found = line;
+            if (!found && is_about(subject_in(line), name_or_address)) found = line;
         });
         return found;
     }
 
-    // Puts a line in the place of the one about somebody, or removes that if `line` is empty; returns false if accept()
-    // does not take the present one, or that there is none. On return the change is on the disk. Throws if it cannot be
-    // made; then the old file stands. Meanwhile only those who change this file wait.
+    // Puts a line in the place of the one about just that (as subject_in has it), or removes that if `line` is empty;
+    // returns false if accept() does not take the present one, or that there is none. On return the change is on the
+    // disk. Throws if it cannot be made; then the old file stands. Meanwhile only those who change this file wait.
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
-        const Lock lock(changing_);
+        const Lock lock(changing);
         const Fd locked = lock_file();
         std::optional<std::string> present;
         std::string text;
         for_each_line([&](std::string_view other, std::size_t /*number*/) {
-            if (subject_in_(other) != who) {
-                (text += other) += '\n';
-            } else if (!present) {
-                present = other;
-            }
+            const bool found = subject_in(other) == who;
+            if (found && !present) present = other;
+            if (!found) (text += other) += '\n';
         });
         if (!accept(present)) return false;
         if (!line.empty()) (text += line) += '\n';
@@ -1133,8 +1099,6 @@ class LineFile {
         unlink(beside.c_str());
     }
 
-    std::string path;  // set before there are threads
-
    private:
     [[nodiscard]] std::string target() const {  // where links lead
         return std::filesystem::weakly_canonical(std::filesystem::absolute(path));
@@ -1144,11 +1108,10 @@ class LineFile {
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
         for (int tries = 0; tries < 500; ++tries, std::this_thread::sleep_for(10ms)) {
-            Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode_));
+            Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode));
             if (!file) throw_errno("open " + name);
             if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) continue;
-            struct stat locked {
-            }, there{};
+            struct stat locked = {}, there = {};
             const bool known = fstat(file.get(), &locked) == 0 && stat(name.c_str(), &there) == 0;
             if (known && there.st_ino == locked.st_ino) return file;  // else another server has just replaced it
         }
@@ -1158,8 +1121,8 @@ class LineFile {
     // Whatever is there, left by a crash or as a trap, is neither written to nor followed.
     [[nodiscard]] Fd create(const std::string& name) const {
         unlink(name.c_str());
-        Fd file(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode_));
-        if (!file || fchmod(file.get(), mode_) != 0) throw_errno("open " + name);
+        Fd file(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
+        if (!file || fchmod(file.get(), mode) != 0) throw_errno("open " + name);
         return file;
     }
 
@@ -1179,24 +1142,13 @@ class LineFile {
         if (folder && fsync(folder.get()) == 0) return;
         log_event(concat("warning: ", name, " is changed, but its folder could not be synced: ", error_text(errno)));
     }
-
-    mode_t mode_;
-    std::string (*subject_in_)(std::string_view);
-    std::mutex changing_;
 };
 
-LineFile bans_file("bans.txt", 0644, ban_in);
-LineFile users_file("", 0600, account_in);  // no path: no accounts
+LineFile bans_file{"bans.txt", 0644, ban_in};
+LineFile users_file{"", 0600, account_in};  // no path: no accounts
 
 bool keeps_accounts() { return !users_file.path.empty(); }
-
-// Whether a name (folded) or an address is on the ban list.
-bool is_banned(const std::string& name_or_address) {
-    bool banned = false;
-    bans_file.for_each_line(
-        [&](std::string_view line, std::size_t) { banned |= is_about(ban_in(line), name_or_address); });
-    return banned;
-}
+bool is_banned(const std::string& name_or_address) { return bans_file.find(name_or_address).has_value(); }
 
 constexpr std::string_view wrong_ban = ": no name, address or network; it bans nobody.";
 
@@ -1242,12 +1194,11 @@ class AttemptLimiter {
     // Counts an attempt for each of the keys, unless there were too many for one: then returns false. Any thread.
     bool take(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
-        const auto too_old = [now = Clock::now()](Clock::time_point time) { return now - time > attempt_window; };
-        for (auto& [key, times] : attempts_) std::erase_if(times, too_old);
-        std::erase_if(attempts_, [](const auto& entry) { return entry.second.empty(); });
-        const auto used_up = [&](const std::string& key) { return attempts_[key].size() >= max_attempts; };
+        const auto now = Clock::now();
+        std::erase_if(attempts_, [&](const auto& attempt) { return now - attempt.second > attempt_window; });
+        const auto used_up = [&](const std::string& key) { return attempts_.count(key) >= max_attempts; };
         if (std::any_of(keys.begin(), keys.end(), used_up)) return false;
-        for (const std::string& key : keys) attempts_[key].push_back(Clock::now());
+        for (const std::string& key : keys) attempts_.emplace(key, now);
         return true;
     }
 
@@ -1255,20 +1206,20 @@ class AttemptLimiter {
     void give_back(const std::vector<std::string>& keys) {
         const Lock lock(mutex_);
         for (const std::string& key : keys) {
-            if (!attempts_[key].empty()) attempts_[key].pop_back();
+            const auto [first, last] = attempts_.equal_range(key);
+            if (first != last) attempts_.erase(std::prev(last));
         }
     }
 
    private:
     std::mutex mutex_;
-    std::map<std::string, std::vector<Clock::time_point>> attempts_;  // when, by key
+    std::multimap<std::string, Clock::time_point> attempts_;  // by key: when
 };
 
 AttemptLimiter guesses, new_passwords;
 
-// Lets a client try a secret, and returns what is to be said of it: nothing if it was right, `wrong` if it was not.
-// code is what a code opens; empty for a password. Each attempt is counted before it is looked at, so that those made
-// at the same moment all count; past a limit none is looked at, right or wrong.
+// Lets a client try a secret: returns nothing if it is right, else what to tell the client. code is what a code opens,
+// and empty for a password. Attempts are counted before they are looked at, so that those made at one moment all count.
 template <typename IsRight>
 std::string_view check_secret(const Client& client, const std::string& code, std::string_view wrong, IsRight is_right) {
     std::vector<std::string> keys{network_of(client.address)};
@@ -1280,7 +1231,6 @@ std::string_view check_secret(const Client& client, const std::string& code, std
 }
 
 std::string hash_method;  // for new passwords, as crypt(5) has it; set at start by choose_hash_method()
-
 std::mutex hashing;  // one thread at a time: crypt() has one buffer, and however many log in, the chat keeps a core
 
 // Hashes a password; `setting` is a method with a salt, or an earlier hash. Throws if crypt(3) cannot, or at a stop.
@@ -1322,19 +1272,14 @@ bool reject(Client& client, std::string_view last_line, std::string_view reason)
     return false;
 }
 
-// Returns the answer to a question; nothing if it is empty, which goes back, or if the connection is to end.
-std::optional<std::string> ask(Client& client, std::string_view question) {
-    tell(client, concat(question, " An empty line goes back."));
-    std::optional<std::string> answer = read_line(client);
-    return answer && !answer->empty() ? answer : std::nullopt;
-}
-
-// Asks for a password until check() finds no problem with it. False: there is none, or the connection is to end.
+// Asks for a password until check() finds no problem with it, or until so many were wrong, which ends the connection.
+// False: there is none (an empty answer goes back), or the connection is to end.
 template <typename Check>
-bool ask_password(Client& client, std::string_view question, Check check) {
-    for (int wrong = 0; wrong < max_wrong_passwords; ++wrong) {
-        const std::optional<std::string> given = ask(client, concat("PASS ", question));
-        if (!given) return false;
+bool ask_password(Client& client, std::string_view question, Check check, int tries = max_wrong_passwords) {
+    for (int wrong = 0; wrong < tries; ++wrong) {
+        tell(client, concat(question, " An empty line goes back."));
+        const std::optional<std::string> given = read_line(client);
+        if (!given || given->empty()) return false;
         const std::string_view problem = check(*given);
         if (problem.empty()) return !client.closing;
         tell_error(client, problem);
@@ -1346,23 +1291,22 @@ bool ask_password(Client& client, std::string_view question, Check check) {
 
 // Asks for a new password and stores it, if the account is still as given. False: it is not, and the client knows why.
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
-    while (true) {
-        const auto given = ask(client, concat("NEWPASS A new password for ", name, "? 8 characters to 256 bytes."));
-        if (!given) return false;
-        if (count_characters(*given) < min_password || given->size() > max_password) {
-            tell_error(client, "A password has at least 8 characters, and at most 256 bytes.");
-        } else if (!new_passwords.take({network_of(client.address)})) {
-            tell_error(client, too_many_attempts);
-        } else {
-            const std::string hash = hash_password(Lock(hashing), *given, hash_method + new_salt());
-            const auto is_unchanged = [&](const std::optional<std::string>& present) { return present == account; };
-            if (client.closing) return false;
-            if (users_file.change(fold(name), is_unchanged, concat(name, ":", hash))) return true;
-            if (!account) return reject(client, "REFUSE Somebody has just registered that name.", "name registered.");
-            tell_error(client, "Your account was changed or ended meanwhile: the password was not changed.");
-            return false;
+    std::string hash;
+    const auto check = [&](const std::string& given) -> std::string_view {
+        if (count_characters(given) < min_password || given.size() > max_password) {
+            return "A password has at least 8 characters, and at most 256 bytes.";
         }
-    }
+        if (!new_passwords.take({network_of(client.address)})) return too_many_attempts;
+        hash = hash_password(Lock(hashing), given, hash_method + new_salt());
+        return "";
+    };
+    const std::string question = concat("NEWPASS A new password for ", name, "? 8 characters to 256 bytes.");
+    if (!ask_password(client, question, check, INT_MAX)) return false;
+    const auto is_unchanged = [&](const std::optional<std::string>& present) { return present == account; };
+    if (users_file.change(fold(name), is_unchanged, concat(name, ":", hash))) return true;
+    if (!account) return reject(client, "REFUSE Somebody has just registered that name.", "name registered.");
+    tell_error(client, "Your account was changed or ended meanwhile: the password was not changed.");
+    return false;
 }
 
 // /password: a conversation of its own; the client's thread reads the answers, with the mutex released. It goes on even
@@ -1374,7 +1318,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
         const std::string_view problem = check_password(user, user.name, given, account);
         return users_file.find(user.key) ? problem : "";
     };
-    const bool asked = ask_password(user, concat("The password of ", user.name, "?"), check);
+    const bool asked = ask_password(user, concat("PASS The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));
     lock.lock();
     info(lock, user, "Your password is ", changed ? "changed." : "as it was.");
@@ -1384,7 +1328,7 @@ void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
 // be had: a password that was sent ahead must not become a name (promise 7). False: it asks for another name, or ends.
 bool authenticate(Client& client, std::string_view name) {
     if (same_name(name, "admin")) {
-        return ask_password(client, "The admin's password?", [&](const std::string& given) {
+        return ask_password(client, "PASS The admin's password?", [&](const std::string& given) {
             return check_secret(client, "", wrong_password, [&] { return same_secret(given, options.admin_password); });
         });
     }
@@ -1393,22 +1337,16 @@ bool authenticate(Client& client, std::string_view name) {
     std::optional<std::string> account = users_file.find(fold(name));
     if (!account) return choose_password(client, name, account);
     if (hash_in(*account).empty()) return reject(client, "REFUSE This account is locked.", "its account is locked.");
-    return ask_password(client, concat("The password of ", name, "?"),
+    return ask_password(client, concat("PASS The password of ", name, "?"),
                         [&](const std::string& given) { return check_password(client, name, given, account); });
-}
-
-// Returns what is wrong with a name that somebody wants to have, as a sentence; empty if nothing is.
-std::string_view name_problem(std::string_view name) {
-    if (!valid_name(name)) return "A name is 3 to 12 letters and digits (A-Z, a-z, 0-9), a letter first.";
-    return same_name(name, "server") ? "The server itself has that name." : "";
 }
 
 // Lets a client in under a name. False: it is banned, and rejected; or somebody has the name, and it may try another.
 bool admit(Client& client, std::string_view name) {
-    Lock lock(chat.mutex, std::defer_lock);
+    Lock lock(chat.mutex);
     for (long seen = -1; seen != chat.bans_changed;) {  // a ban disconnects only those who are in already
-        if (lock.owns_lock()) lock.unlock();
         seen = chat.bans_changed;
+        lock.unlock();
         if (is_banned(client.address)) return reject(client, address_banned, "banned.");
         if (is_banned(fold(name))) return reject(client, name_banned, "banned.");
         lock.lock();
@@ -1442,9 +1380,13 @@ bool log_in(Client& client) {
         Lock lock(chat.mutex);
         client.claimed_name = valid_name(name) ? name : "";
         lock.unlock();
-        const std::string_view problem = name_problem(name);
-        if (!problem.empty()) tell_error(client, problem);
-        if (problem.empty() && authenticate(client, name) && admit(client, name)) return true;
+        if (!valid_name(name)) {
+            tell_error(client, "A name is 3 to 12 letters and digits (A-Z, a-z, 0-9), a letter first.");
+        } else if (same_name(name, "server")) {
+            tell_error(client, "The server itself has that name.");
+        } else if (authenticate(client, name) && admit(client, name)) {
+            return true;
+        }
     }
     return false;
 }
@@ -1452,7 +1394,6 @@ bool log_in(Client& client) {
 // ---- 13. Commands -------------------------------------------------------------------------------------
 // A function for each, called with the mutex held by the thread of whoever typed it: `rest` is what follows the
 // command's word, trimmed. The table behind them says who may use which, and what /help says.
-//
 // The rule: a room command acts on the room that one is in, and the public room is the server; there the operator is.
 
 bool in_public(const Client& user) { return user.room == &public_room(); }
@@ -1495,13 +1436,11 @@ void post_members(const Lock& lock, Client& to, const Room& room) {
 
 // Tells a client that has just come into a room all about it.
 void post_room(const Lock& lock, Client& to, const Room& room) {
-    const auto field = [](const std::string& text) { return text.empty() ? "-" : text; };
-    const auto told = [](const char* what, const std::string& text) {
-        return text.empty() ? "" : concat(what, text, ".");
-    };
-    post(lock, to,
-         concat("ROOM ", room.name, " ", field(room.code), " ", field(room.owner), " You are in ", room.name, ".",
-                told(" Its code: ", room.code), told(" Its owner: ", room.owner)));
+    std::string text = concat("You are in ", room.name, ".");
+    if (!room.code.empty()) text += concat(" Its code: ", room.code, ".");
+    if (!room.owner.empty()) text += concat(" Its owner: ", room.owner, ".");
+    const auto field = [](const std::string& value) { return value.empty() ? "-" : value; };
+    post(lock, to, concat("ROOM ", room.name, " ", field(room.code), " ", field(room.owner), " ", text));
     post_members(lock, to, room);
 }
 
@@ -1537,8 +1476,7 @@ void quote(Lock& lock, Client& user, std::string_view /*rest*/) {
         "\"When in doubt, use brute force.\" - Ken Thompson",
         "\"The best way to predict the future is to invent it.\" - Alan Kay",
     };
-    const auto random = static_cast<std::size_t>(random_text("0123456", 1)[0] - '0');
-    info(lock, user, quotes[random]);
+    info(lock, user, quotes[std::random_device()() % std::size(quotes)]);
 }
 
 void echo(Lock& lock, Client& user, std::string_view rest) { post(lock, user, concat("ECHO ", rest)); }
@@ -1588,9 +1526,9 @@ void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
     const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
     post(lock, user, concat("ROOMS ", chat.rooms.size(), fields));
     for (const Room& room : chat.rooms) {
-        post(lock, user,
-             concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator, " ",
-                    utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
+        const std::string line =
+            concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator);
+        post(lock, user, concat(line, " ", utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
     }
 }
 
@@ -1764,13 +1702,6 @@ bool change_unlocked(Lock& lock, LineFile& file, std::string_view who, const std
     return changed;
 }
 
-// After the ban of a name: says how to ban its address too.
-void tell_origin(const Lock& lock, Client& user, const Client& banned) {
-    const std::string origin = concat(banned.name, " came from ", banned.address);
-    if (banned.address == user.address) return info(lock, user, origin, ", as you do.");
-    info(lock, user, origin, ": /ban ", banned.address, " bans that too.");
-}
-
 void ban(Lock& lock, Client& user, std::string_view rest) {
     const std::string target = ban_target(rest);
     const std::string warning = concat("You come from ", user.address, " yourself, and could not log in again.");
@@ -1778,16 +1709,17 @@ void ban(Lock& lock, Client& user, std::string_view rest) {
     const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
     if (!change_unlocked(lock, bans_file, target, line)) return error(lock, user, target, " is banned already.");
     ++chat.bans_changed;
-    std::vector<Client*> banned;
-    for (const auto& [key, client] : chat.by_name) {
-        if (!client->admin && (key == fold(target) || is_about(target, client->address))) banned.push_back(client);
-    }
     const std::string done = concat("banned by ", user.name, ".");
     log_event(concat(target, " was ", done));
     info(lock, user, target, " is banned. /unban undoes it.");
-    for (Client* client : banned) {
-        if (client->key == fold(target)) tell_origin(lock, user, *client);
-        disconnect(lock, *client, "BYE BAN You were " + done, "was " + done);
+    for (auto next = chat.by_name.begin(); next != chat.by_name.end();) {
+        Client& client = *next++->second;  // which may be taken out
+        const bool named = client.key == fold(target);
+        if (client.admin || (!named && !is_about(target, client.address))) continue;
+        const std::string advice = concat(": /ban ", client.address, " bans that too.");
+        const bool shared = client.address == user.address;
+        if (named) info(lock, user, client.name, " came from ", client.address, shared ? ", as you do." : advice);
+        disconnect(lock, client, "BYE BAN You were " + done, "was " + done);
     }
 }
 
@@ -1829,13 +1761,11 @@ struct Right {
     bool (*holds)(const Client&);
 };
 
-constexpr Right everyone{"everyone", [](const Client&) { return true; }};
-constexpr Right clients{"a client", [](const Client& user) { return !is_operator(user); }};
-constexpr Right accounts{"somebody with an account",
-                         [](const Client& user) { return keeps_accounts() && !user.admin; }};
-constexpr Right owner{"the room's owner",
-                      [](const Client& user) { return user.admin || user.room->owner == user.name; }};
-constexpr Right admin{"the admin", [](const Client& user) { return user.admin; }};
+constexpr Right everyone{"everyone", [](const auto&) { return true; }};
+constexpr Right clients{"a client", [](const auto& user) { return !is_operator(user); }};
+constexpr Right accounts{"somebody with an account", [](const auto& user) { return keeps_accounts() && !user.admin; }};
+constexpr Right owner{"the room's owner", [](const auto& user) { return user.admin || user.room->owner == user.name; }};
+constexpr Right admin{"the admin", [](const auto& user) { return user.admin; }};
 
 struct Command {
     std::string_view name, arguments;  // those in brackets may be left out
@@ -1975,20 +1905,16 @@ void run_console() {
     name_thread("console");
     LineBuffer lines(max_line);
     std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
-    while (true) {
+    for (bool ended = false; !ended;) {
         if (poll(polled.data(), polled.size(), -1) < 0) continue;
         if (polled[1].revents != 0) return;
         std::array<char, 1024> bytes{};
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
-        if (count > 0) {
-            lines.add({bytes.data(), static_cast<std::size_t>(count)});
-            while (const std::optional<Line> line = lines.next()) run_operator_line(*line);
-        } else if (count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1) {  // in the background: ./server &
-            if (wait_for_stop(1s)) return;
-        } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
-            if (const std::optional<Line> line = lines.last()) run_operator_line(*line);
-            return;
-        }
+        const bool in_background = count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1;  // ./server &
+        if (in_background && wait_for_stop(1s)) return;
+        ended = count == 0 || (count < 0 && !in_background && errno != EINTR && errno != EAGAIN);
+        if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
+        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) run_operator_line(*line);
     }
 }
 
@@ -2005,7 +1931,7 @@ Fd open_datagram_socket(in_addr_t address, in_port_t port) {
     at.sin_family = AF_INET;
     at.sin_port = htons(port);
     at.sin_addr.s_addr = address;
-    if (bind(socket.get(), reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) throw_errno("bind");
+    if (bind(socket.get(), generic(at), sizeof at) != 0) throw_errno("bind");
     return socket;
 }
 
@@ -2035,16 +1961,13 @@ void run_discovery(int port) {
         std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
         Clock::time_point next{};
         while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
-            std::array<char, question_bytes + 1> bytes{};  // one more, to see that a datagram is longer
             sockaddr_in from{};
-            auto* address = reinterpret_cast<sockaddr*>(&from);
-            socklen_t length = sizeof from;
-            const ssize_t count = recvfrom(questions.get(), bytes.data(), bytes.size(), MSG_DONTWAIT, address, &length);
-            if (count <= 0 || Clock::now() < next) continue;
-            const std::string answer = answer_to({bytes.data(), static_cast<std::size_t>(count)}, port);
+            const std::string datagram = receive_datagram(questions, from);
+            if (Clock::now() < next) continue;
+            const std::string answer = answer_to(datagram, port);
             if (answer.empty()) continue;
             next = Clock::now() + 100ms;
-            sendto(answers.get(), answer.data(), answer.size(), MSG_DONTWAIT, address, length);
+            sendto(answers.get(), answer.data(), answer.size(), MSG_DONTWAIT, generic(from), sizeof from);
         }
     } catch (const std::exception& problem) {
         log_event(concat("nobody will find this server by looking for it: ", problem.what()));
@@ -2052,8 +1975,6 @@ void run_discovery(int port) {
 }
 
 // ---- 16. Options, and what is prepared before the start -----------------------------------------------
-
-std::string_view program;  // the name that it was started by
 
 constexpr std::size_t max_title = 128;  // bytes
 
@@ -2076,12 +1997,10 @@ constexpr const char* usage = R"( [OPTION]...
 Without a file, the environment's CHAT_ADMIN_PASSWORD is the admin's password; without that, one is made and printed.
 )";
 
-using UsageError = std::invalid_argument;  // the command line is wrong
-
-// Returns an option's number. Throws a UsageError if it is none from low to high.
-long number_option(std::string_view name, std::string_view text, long low, long high) {
-    if (const std::optional<long> number = parse_number(text, low, high)) return *number;
-    throw UsageError(concat("--", name, " takes a number from ", low, " to ", high, ", not '", text, "'"));
+// Returns the number that an option is given. Throws a UsageError if it is none from low to high.
+long number_option(std::string_view option, long low, long high) {
+    if (const std::optional<long> number = parse_number(optarg, low, high)) return *number;
+    throw UsageError(concat(option, " takes a number from ", low, " to ", high, ", not '", optarg, "'"));
 }
 
 // Raises the limit on open files for the clients' sockets, and lowers max_clients to what it allows.
@@ -2109,47 +2028,24 @@ std::vector<std::string> room_names(std::string list) {
     return names;
 }
 
-struct KnownOption {
-    const char* name;
-    int argument;  // required_argument or no_argument
-    std::function<void()> set;
-};
-
-// Sets the options. Throws a UsageError at a wrong one; --help and --version answer and exit.
+// Sets the options. Throws a UsageError at a wrong one.
 void read_options(int argc, char** argv) {
-    std::string name, value;  // of the option at hand
-    const auto number = [&](long low, long high) { return number_option(name, value, low, high); };
-    const auto answer = [](const std::string& text) {
-        std::cout << text;
-        std::exit(0);
+    const std::vector<KnownOption> known = {
+        {"port", [] { options.port = std::to_string(number_option("--port", 0, 65535)); }},
+        {"bind", [] { options.bind_address = optarg; }},
+        {"bans", [] { bans_file.path = optarg; }},
+        {"users", [] { users_file.path = optarg; }},
+        {"rooms", [] { options.rooms = room_names(optarg); }},
+        {"idle", [] { options.idle = number_option("--idle", 0, 1000000); }},
+        {"idle-public", [] { options.idle_public = number_option("--idle-public", 0, 1000000); }},
+        {"rate", [] { options.rate = number_option("--rate", 0, 1000000); }},
+        {"max-clients", [] { options.max_clients = number_option("--max-clients", 1, 1000000); }},
+        {"max-per-ip", [] { options.max_per_ip = number_option("--max-per-ip", 0, 1000000); }},
+        {"admin-password-file", [] { options.admin_password_file = optarg; }},
+        {"title", [] { options.title = clean(optarg); }},
+        {"no-discovery", [] { options.discovery = false; }},
     };
-    const KnownOption known[] = {
-        {"port", required_argument, [&] { options.port = std::to_string(number(0, 65535)); }},
-        {"bind", required_argument, [&] { options.bind_address = value; }},
-        {"bans", required_argument, [&] { bans_file.path = value; }},
-        {"users", required_argument, [&] { users_file.path = value; }},
-        {"rooms", required_argument, [&] { options.rooms = room_names(value); }},
-        {"idle", required_argument, [&] { options.idle = number(0, 1000000); }},
-        {"idle-public", required_argument, [&] { options.idle_public = number(0, 1000000); }},
-        {"rate", required_argument, [&] { options.rate = number(0, 1000000); }},
-        {"max-clients", required_argument, [&] { options.max_clients = number(1, 1000000); }},
-        {"max-per-ip", required_argument, [&] { options.max_per_ip = number(0, 1000000); }},
-        {"admin-password-file", required_argument, [&] { options.admin_password_file = value; }},
-        {"title", required_argument, [&] { options.title = clean(value); }},
-        {"no-discovery", no_argument, [&] { options.discovery = false; }},
-        {"help", no_argument, [&] { answer(concat("usage: ", program, usage)); }},
-        {"version", no_argument, [&] { answer(concat("chatroom-server ", version, "\n")); }},
-    };
-    std::vector<option> names;
-    for (const KnownOption& one : known) names.push_back({one.name, one.argument, nullptr, 0});
-    names.push_back({});
-    int which = 0;
-    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &which)) != -1;) {
-        if (found != 0) throw UsageError("");  // getopt_long() has said what is wrong
-        name = known[which].name;
-        value = optarg == nullptr ? "" : optarg;
-        known[which].set();
-    }
+    read_command_line(argc, argv, "chatroom-server", usage, known);
     if (options.title.size() > max_title) throw UsageError(concat("--title takes at most ", max_title, " bytes"));
     if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
 }
@@ -2164,10 +2060,9 @@ std::string choose_admin_password() {
         unsetenv("CHAT_ADMIN_PASSWORD");
     }
     if (!path.empty()) {
-        std::ifstream file(path);
-        given.clear();
-        std::getline(file, given);
-        given = std::string(trim(given));  // an editor may have ended the line with CR LF
+        std::string line;
+        std::getline(std::ifstream(path), line);
+        given = trim(line);  // an editor may have ended the line with CR LF
         if (given.empty()) throw_errno("read " + path, "its first line is the password");
     }
     options.admin_password = clean(given);  // as what is typed will be
@@ -2209,17 +2104,13 @@ void make_first_rooms() {
 // Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer that is
 // gone, a full file or a job in the background is no reason to end.
 void handle_signals() {
-    struct sigaction action {
-    }, before{};
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-        action.sa_handler = [](int) { stop_request->set(); };
+        struct sigaction before {};
         sigaction(number, nullptr, &before);
-        if (before.sa_handler != SIG_IGN) sigaction(number, &action, nullptr);
+        if (before.sa_handler != SIG_IGN) catch_signal(number, [](int) { stop_request->set(); });
     }
-    action.sa_handler = [](int) {};  // without SA_RESTART: it interrupts the log's write()
-    sigaction(SIGUSR1, &action, nullptr);
-    action.sa_handler = SIG_IGN;
-    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) sigaction(number, &action, nullptr);
+    catch_signal(SIGUSR1, [](int) {});  // without SA_RESTART: it interrupts the log's write()
+    for (const int number : {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_IGN);
 }
 
 // Returns the port in an IPv4 or IPv6 address, in network byte order.
@@ -2236,11 +2127,9 @@ int open_listeners(std::vector<Fd>& listeners) {
         if (port != 0) port_in(at->ai_addr) = port;
         Fd listener = open_listener(*at);
         if (!listener) continue;
-        sockaddr_storage bound{};
-        auto* address = reinterpret_cast<sockaddr*>(&bound);
-        socklen_t length = sizeof bound;
-        if (getsockname(listener.get(), address, &length) != 0) throw_errno("getsockname");
-        port = port_in(address);
+        socklen_t length = at->ai_addrlen;
+        if (getsockname(listener.get(), at->ai_addr, &length) != 0) throw_errno("getsockname");
+        port = port_in(at->ai_addr);
         listeners.push_back(std::move(listener));
     }
     if (listeners.empty()) throw std::runtime_error("there is no address to listen on");
@@ -2265,26 +2154,10 @@ std::string prepare() {
 
 }  // namespace
 
-// Opens what a closed terminal left closed, or a socket or a pipe of ours would become our standard output.
 int main(int argc, char** argv) {
-    int opened = 0;
-    while (opened >= 0 && opened <= STDERR_FILENO) opened = open("/dev/null", O_RDWR);
-    if (opened >= 0) close(opened);
-    program = argv[0];
-    program.remove_prefix(program.rfind('/') + 1);
-    std::setlocale(LC_CTYPE, "");  // for the width of characters: wrapped()
-    try {
+    return run_program(argv[0], [&] {
         read_options(argc, argv);
         run();
         return 0;
-    } catch (const UsageError& error) {
-        std::cerr << program << ": " << error.what() << (*error.what() == 0 ? "" : "; ")
-                  << "--help shows the options\n";
-        return 2;
-    } catch (const std::system_error& error) {
-        std::cerr << program << ": pthread_create: " << error_text(error.code().value()) << '\n';
-    } catch (const std::exception& error) {
-        std::cerr << program << ": " << error.what() << '\n';
-    }
-    return 1;
+    });
 }

@@ -418,14 +418,14 @@ struct Program {
     std::string source, path, man_page;
     std::string calls;  // what a command line calls it, as a pattern
 
-    std::set<std::string> options;  // by the table in its source
+    std::set<std::string> options;  // by the table in its source, and the two that both have
 
     Program(const std::string& file, std::string program, std::string page, std::string names)
         : source(file),
           path(std::move(program)),
           man_page(std::move(page)),
           calls(std::move(names)),
-          options(found_in(read_file(file), "\\{\"([a-z-]+)\", (?:required|no)_argument")) {}
+          options(found_in(read_file(file) + read_file("common.hpp"), "\\{\"([a-z-]+)\", \\[&?\\] \\{")) {}
 
     std::string usage() const {
         Process process(path, {.args = {"--help"}});

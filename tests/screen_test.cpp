@@ -651,6 +651,7 @@ TEST(ScreenSize, LeavesNoStrayCharacter) {
         client.resize({static_cast<unsigned short>(1 + i % 24), static_cast<unsigned short>(1 + i * 7 % 90)});
     client.resize({24, 80});
     client.tell("SAY bob the last one");
+    client.wait("its last row", [](const Terminal& t) { return t.line(23) == "alice>"; });
     const std::string shown = client.terminal.text();
     client.process.mark();
     client.type("\x0Cz");

@@ -29,5 +29,5 @@ void tell_motd(Client& client) {\
 /^  --help            show this$/i\
   --motd FILE       what is told to everyone who has logged in
 
-/^        {"help", no_argument, /i\
-        {"motd", required_argument, [&] { options.motd = value; }},
+/^        {"no-discovery", /i\
+        {"motd", [] { options.motd = optarg; }},

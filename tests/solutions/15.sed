@@ -43,5 +43,5 @@ void save_history() {\
 /^  --help            show this$/i\
   --history FILE    what was said in public is kept there while the server does not run
 
-/^        {"help", no_argument, /i\
-        {"history", required_argument, [&] { options.history = value; }},
+/^        {"no-discovery", /i\
+        {"history", [] { options.history = optarg; }},
