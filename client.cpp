@@ -965,16 +965,8 @@ enum class Key {
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
     click, focus_in, focus_out, unknown
 };
-// clang-format on
-
-struct Typed {
-    Key key = Key::unknown;
-    std::string text = {};    // what was typed or pasted
-    int row = 0, column = 0;  // of a click
-};
 
 // ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
-// clang-format off
 const std::map<std::string_view, Key> sequences = {
     {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
     {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
@@ -991,6 +983,12 @@ const std::map<std::string_view, Key> sequences = {
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
 // clang-format on
+
+struct Typed {
+    Key key = Key::unknown;
+    std::string text = {};    // what was typed or pasted
+    int row = 0, column = 0;  // of a click
+};
 
 class Keys {
    public:
@@ -1340,10 +1338,10 @@ std::vector<std::string_view> wrap(std::string_view text, int first, int others)
 }
 
 // Returns a rule with a text in it, if there is any. It is at least so wide.
-Row ruled(const std::string& text, int columns, Style style) {
+Row ruled(const std::string& text, int columns, Style rule, Style style) {
     std::string rest;
     while (columns-- > 0) rest += "─";
-    return {{"──", style}, {text.empty() ? "" : ' ' + text + ' ', style}, {rest, style}};
+    return {{"──", rule}, {text.empty() ? "" : ' ' + text + ' ', style}, {rest, rule}};
 }
 
 class Scrollback {
@@ -1416,9 +1414,9 @@ class Scrollback {
         std::vector<Row> rows;
         const bool timed = entry.time != 0;
         if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
-            rows.push_back(ruled(day(entry.time), columns, Style::faint));
+            rows.push_back(ruled(day(entry.time), columns, Style::faint, Style::faint));
         }
-        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
+        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark, Style::mark));
         const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
         const int width = static_cast<int>(stamp.size());
         const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
@@ -1522,10 +1520,7 @@ class ScreenClient : public Client {
         if (word == "LEAVE") members_.erase(fold(name));
         if (word == "OWNER") owner_ = name;
         if (word == "LIST") list_room(message);
-        if (word == "ROOMS") {
-            listing_.clear();
-            left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
-        }
+        if (word == "ROOMS") listing_.clear(), left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
@@ -1856,11 +1851,6 @@ class ScreenClient : public Client {
         if (typed.text[0] == 'x') shut_down();
     }
 
-    // The second click joins.
-    void click_room(const std::string& name) {
-        if (std::exchange(chosen_, name) == name) join();
-    }
-
     void join() {
         if (rooms_.empty()) return;
         const ListedRoom& room = rooms_[static_cast<std::size_t>(chosen_index())];
@@ -1912,7 +1902,7 @@ class ScreenClient : public Client {
         screen_.resize(static_cast<std::size_t>(height));
         if (margin() > 0) add_margin();
         if (rows >= 3) screen_.insert(screen_.begin(), bar());
-        if (rows >= 6) screen_.push_back(rule());
+        if (rows >= 6) screen_.push_back(ruled(state(), columns_, Style::faint, Style::mark));
         int cursor = 0;
         screen_.push_back(last_row(cursor));
         for (Row& row : screen_) fit(row, columns_);
@@ -1927,8 +1917,7 @@ class ScreenClient : public Client {
 
     Row bar() {
         std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_);
-        if (members_.size() == 1) text += "  1 person";
-        if (members_.size() > 1) text += "  " + std::to_string(members_.size()) + " people";
+        if (!members_.empty()) text += "  " + counted(std::to_string(members_.size()), "person", "people");
         text += "  " + (trouble_.empty() ? target_.name : trouble_) + (topic_.empty() ? "" : "  " + topic_);
         const bool is_wide = columns_ >= wide;
         return {{padded(text, columns_ - (is_wide ? 20 : 9)), Style::bar},
@@ -1976,8 +1965,11 @@ class ScreenClient : public Client {
         first_row_ = std::clamp(first_row_, chosen - height_ + 1, chosen);
         for (long i = first_row_; i < std::min<long>(first_row_ + height_, std::ssize(rooms_)); ++i) {
             const ListedRoom& room = rooms_[static_cast<std::size_t>(i)];
-            rows.push_back({{padded(room_row(room), columns_), i == chosen ? Style::chosen : Style::plain,
-                             [this, name = room[1]] { click_room(name); }}});
+            const auto choose_or_join = [this, name = room[1]] {
+                if (std::exchange(chosen_, name) == name) join();
+            };
+            const Style style = i == chosen ? Style::chosen : Style::plain;
+            rows.push_back({{padded(room_row(room), columns_), style, choose_or_join}});
         }
         return rows;
     }
@@ -1987,14 +1979,9 @@ class ScreenClient : public Client {
                padded(cells[4], 13) + cells[5];
     }
 
-    // Between the view and the line: what the person should know now.
-    Row rule() {
-        Row row = ruled(!status_.empty() ? status_ : state(), columns_, Style::faint);
-        row[1].style = Style::mark;
-        return row;
-    }
-
+    // Returns what the person should know now; it stands between the view and the line.
     std::string state() {
+        if (!status_.empty()) return status_;
         if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
             return "The server asks something: first Enter, or Esc";
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
