@@ -55,9 +55,6 @@ bool read_into(auto& buffer, int fd) {
     return count > 0 || (count < 0 && errno == EINTR);
 }
 
-// Any thread: poll(2), with a limit in milliseconds, or -1.
-int poll_any(auto& polled, int limit) { return poll(polled.data(), static_cast<nfds_t>(polled.size()), limit); }
-
 // The standard input, line by line: a terminal's, or a pipe's. One thread at a time.
 class Keyboard {
    public:
@@ -66,9 +63,7 @@ class Keyboard {
         while (true) {
             if (std::optional<Line> line = lines_.next()) return line;
             if (at_end_) return lines_.last();
-            std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
-            if (poll_any(polled, -1) < 0) continue;
-            if (polled[1].revents != 0) return std::nullopt;
+            if (!wait_for(STDIN_FILENO, POLLIN, stop)) return std::nullopt;
             at_end_ = !read_into(lines_, STDIN_FILENO);
         }
     }
@@ -88,8 +83,7 @@ class Keyboard {
 };
 
 // ---- 2. The connection --------------------------------------------------------------------------------
-// TCP to the server, whose lines are cleaned as they come. It may also go through a command that was started to reach
-// the server in its own way (--via, section 13): to the client that is a connection like any other.
+// TCP to the server, or a command that reaches it in its own way (--via, section 13), which makes no difference here.
 
 constexpr int connect_limit = 5000;  // milliseconds
 
@@ -143,24 +137,17 @@ class Connection {
 // password. Does not wait for the command. Throws if it cannot be started. (Section 13)
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask);
 
-// Waits until a socket can be read or written, for connect_limit at most. False: it was too long, or `stop` was set.
-bool wait_for(const Fd& socket, short events, const Wakeup& stop) {
-    std::array<pollfd, 2> polled{{{socket.get(), events, 0}, {stop.fd(), POLLIN, 0}}};
-    while (poll_any(polled, connect_limit) < 0 && errno == EINTR) continue;
-    return polled[0].revents != 0;
-}
-
 // Connects, and waits for the first words, for twice connect_limit at most. Returns 0, or what went wrong as an errno.
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
-    if (!wait_for(socket, POLLOUT, stop)) return ETIMEDOUT;
+    if (!wait_for(socket.get(), POLLOUT, stop, connect_limit)) return ETIMEDOUT;
     int error = 0;
     socklen_t length = sizeof error;
     getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     fcntl(socket.get(), F_SETFL, 0);
-    return error == 0 && !wait_for(socket, POLLIN, stop) ? ENOMSG : error;
+    return error == 0 && !wait_for(socket.get(), POLLIN, stop, connect_limit) ? ENOMSG : error;
 }
 
 std::string connect_advice(int error) {
@@ -192,9 +179,8 @@ std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& 
 }
 
 // ---- 3. The server's words ----------------------------------------------------------------------------
-// A line is shown with the time first and then its speaker: "alice:" for what is said, "*" for /me, "alice -> bob:" in
-// private; "--" and "!!" are the server's notices and errors, and "==" is /echo. No name looks like these marks, so
-// that they can be told apart without colours too. Nothing here blocks or throws, and any thread may call it.
+// What lines look like: "alice:" for what is said, "*" for /me, "alice -> bob:" in private, "--" for a notice, "!!" for
+// an error, "==" for /echo. No name looks like these marks. Any thread may call what is here; none blocks or throws.
 
 enum class Style : unsigned char { plain, faint, error, whisper, mention, mark, bar, button, chosen, names };
 
@@ -301,12 +287,12 @@ struct Message {
 };
 
 // ---- 4. The client: what both forms share -------------------------------------------------------------
-// It knows where it is, and what the server waits for. The reader keeps that up to date, and reconnects when the
-// connection breaks. How lines are shown and typed is left to the two forms, plain and screen.
+// It knows where it is, and what the server waits for; the reader keeps that up to date, and reconnects. How lines are
+// shown and typed is left to the two forms, plain and screen.
 //
 // What is typed goes where it was meant to go (promise 7): lines wait in one queue, each for the room in which it was
-// begun. One at a time is sent, and it stays in the queue until the server has answered it; so it is known where we are
-// before the next one goes, and what a broken connection has swallowed is sent again.
+// begun. One at a time is sent, and stays there until it is answered: so it is known where we are before the next one
+// goes, and what a broken connection has swallowed is sent again.
 //
 // One mutex guards what the reader and the writer share. All that follows is called with the mutex held, except what
 // says that it locks it. While it is held, nothing waits for the socket or the keyboard.
@@ -490,7 +476,8 @@ class Client {
     void handle_line(std::string_view line) {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
-        if (message.word != "NICK" || !returning()) show(message, message.entry());  // the name is sent again
+        const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
+        if (!answered || !returning()) show(message, message.entry());
         if (!message.past) update(message);
     }
 
@@ -1592,11 +1579,12 @@ class ScreenClient : public Client {
 
     // Waits for keys, if the terminal is ours, for a signal, or for the end of the chat. False: the time is over.
     bool wait(Lock& lock, bool ours) {
-        const int limit = view_ == View::rooms ? refresh_wait : -1, patience = keys_.patience();
+        const int patience = keys_.patience(), refresh = view_ == View::rooms ? refresh_wait : -1;
+        const int limit = patience >= 0 ? patience : refresh;
         std::array<pollfd, 3> polled{
             {{ours ? STDIN_FILENO : -1, POLLIN, 0}, {signal_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}}};
         lock.unlock();
-        const int ready = poll_any(polled, !ours ? background_wait : patience >= 0 ? patience : limit);
+        const int ready = poll(polled.data(), polled.size(), ours ? limit : background_wait);
         const bool gone = polled[0].revents != 0 && !read_into(keys_, STDIN_FILENO);
         lock.lock();
         if (gone) end_chat("the terminal is gone");
@@ -2079,7 +2067,7 @@ struct Address {
 Address read_address(const std::string& text, const std::optional<std::string>& port = {}) {
     const std::size_t colon = text.rfind(':');
     const bool has_port = colon != std::string::npos && (colon == text.find(':') || text[colon - 1] == ']');
-    std::string host = text.substr(0, has_port ? colon : std::string::npos);
+    std::string host = text.substr(0, has_port ? colon : text.size());
     if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
     if (host.empty()) throw UsageError("the host is missing");
     if (port && has_port) throw UsageError("there are two ports");
@@ -2153,7 +2141,7 @@ std::vector<Found> find_servers() {
         for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
         }
-        const Clock::time_point until = Clock::now() + 500ms;
+        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
         while (Clock::now() < until) {
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, 10) <= 0) continue;
@@ -2211,7 +2199,7 @@ class HelperConnection : public Connection {
    private:
     bool receive_into(std::vector<std::string>& lines) override {
         std::array<pollfd, 2> polled{{{fd(), POLLIN, 0}, {errors_.get(), POLLIN, 0}}};
-        if (poll_any(polled, -1) < 0) return true;
+        if (poll(polled.data(), polled.size(), -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
         const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
         if (!open) read_last_messages();

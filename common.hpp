@@ -1,8 +1,7 @@
 // common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
 // addresses, discovery and starting.
 //
-// Before section 8, no function keeps state of its own: each may be called from any thread. None blocks, but for
-// resolve().
+// Up to section 7 no function keeps state of its own: each may be called from any thread. Only resolve() blocks.
 
 #pragma once
 
@@ -140,6 +139,14 @@ class Wakeup {
     Fd read_end_, write_end_;
 };
 
+// Waits until a descriptor can be read or written (POLLIN, POLLOUT) or has failed, for so many milliseconds at most.
+// False: that was too long, or `stop` was set.
+inline bool wait_for(int fd, short events, const Wakeup& stop, int limit = -1) {
+    std::array<pollfd, 2> polled{{{fd, events, 0}, {stop.fd(), POLLIN, 0}}};
+    while (poll(polled.data(), polled.size(), limit) < 0 && errno == EINTR) continue;
+    return polled[0].revents != 0 && polled[1].revents == 0;
+}
+
 // Has a signal call a function, which interrupts system calls without SA_RESTART among the flags; see sigaction(2).
 inline void catch_signal(int number, void (*handler)(int), int flags = 0) {
     struct sigaction action {};
@@ -189,9 +196,8 @@ inline std::size_t count_characters(std::string_view text) {
     return count;
 }
 
-// Returns whether a character could move the cursor, end a line, turn the reading order or hide: controls (C0, DEL,
-// C1), line and paragraph separators, bidirectional controls and invisible format characters. The joiners U+200C
-// and U+200D and the variation selectors, which scripts and emoji need, are not among them.
+// Returns whether a character could move the cursor, end a line, turn the reading order or hide: controls, separators,
+// bidirectional and invisible format characters, but not the joiners and variation selectors, which scripts need.
 inline bool is_harmful(char32_t code) {
     static constexpr std::pair<char32_t, char32_t> ranges[] = {
         {0x00, 0x1F},     {0x7F, 0x9F},       {0xAD, 0xAD},       {0x61C, 0x61C},     {0x180E, 0x180E},
@@ -213,9 +219,8 @@ inline std::size_t telnet_command(std::string_view text) {
     return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());  // the upper ones name an option
 }
 
-// Returns text (one line) as it may be shown on any screen and written to any file: promise 3. Tabs become spaces,
-// telnet's commands go, and U+FFFD takes the place of every harmful character and every bad byte, so that the
-// result has at most three times the bytes of text.
+// Returns a line as it may be shown on any screen and written to any file (promise 3): tabs become spaces, telnet's
+// commands go, and U+FFFD is put for harmful characters and bad bytes, which makes it three times as long at most.
 inline std::string clean(std::string_view text) {
     constexpr char32_t black_flag = 0x1F3F4;  // the tags after it name a region: Scotland, say
     std::string result;

@@ -83,9 +83,8 @@ bool wait_for_stop(std::chrono::milliseconds time) {
 }
 
 // ---- 2. Clients and rooms -----------------------------------------------------------------------------
-// A client belongs to its own thread, which takes it off chat.connected before it closes the socket (promise 4): so
-// every client on that list is alive as long as chat.mutex is held. Whoever is logged in is in chat.by_name too, and
-// has a room; whoever is still logging in is not, so that no command meets a client without a room.
+// A client belongs to its own thread, which takes it off chat.connected before it closes the socket (promise 4): while
+// chat.mutex is held, all on that list are alive. Those of them who are logged in are in chat.by_name, and have a room.
 
 struct Room;
 struct Audience;
@@ -786,8 +785,8 @@ class Acceptor {
 
 // ---- 7. Starting and stopping -------------------------------------------------------------------------
 
-// Tells everyone, waits until they have it, and joins their threads: within twice the shutdown_limit. The threads stay
-// in recv() until the sender is done, for they would all be in its way to the mutex.
+// Tells everyone, waits until they have it, and joins their threads, within twice the shutdown_limit. Until the sender
+// is done these stay in recv(), or all would be in its way to the mutex.
 void end_clients() {
     Lock lock(chat.mutex);
     for (Client* client : chat.connected) {
@@ -839,8 +838,8 @@ void run() {
 // ==== Part B: what people rely on ========================================================================
 
 // ---- 8. The log ---------------------------------------------------------------------------------------
-// Standard output may be a terminal that somebody has paused, or a full pipe. So lines go into a bounded queue, and a
-// thread of its own writes them: whoever logs never waits (promise 2). Any thread may add to it.
+// Standard output may be a paused terminal, or a full pipe: so a thread of its own writes what others, which never wait
+// (promise 2), put into a bounded queue.
 
 struct LogQueue {
     std::mutex mutex;
@@ -925,7 +924,7 @@ void stop_log() {
 
 // Returns how long the client may still be silent until it is warned, at half of its time, or after that until the end.
 Clock::duration time_left(const Client& client) {
-    Clock::duration limit = 1h;  // for ever: it may be moved elsewhere meanwhile
+    Clock::duration limit = std::chrono::hours(1);  // for ever: it may be moved elsewhere meanwhile
     if (client.idle_limit > 0) limit = std::chrono::seconds(client.idle_limit);
     if (client.name.empty()) limit = std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return (client.warned ? limit : limit / 2) - client.waited;
@@ -1007,8 +1006,8 @@ void turn_down(const Fd& socket, const std::string& reason) {
 }
 
 // ---- 11. Files: bans and accounts ---------------------------------------------------------------------
-// Each is a file of lines that people may edit by hand while the server runs, and that several servers may share: so
-// each login reads through the file. All of this blocks on the disk, and is called without chat.mutex.
+// Each login reads through both: people may edit them while the server runs, and several servers may share them. All of
+// this blocks on the disk, and is called without chat.mutex.
 
 // Returns the name, address or network that a line of the ban list is about, folded; empty for a comment.
 std::string ban_in(std::string_view line) {
@@ -1071,9 +1070,8 @@ struct LineFile {
         return found;
     }
 
-    // Puts a line in the place of the one about just that (as subject_in has it), or removes that if `line` is empty;
-    // returns false if accept() does not take the present one, or that there is none. On return the change is on the
-    // disk. Throws if it cannot be made; then the old file stands. Meanwhile only those who change this file wait.
+    // Puts a line in the place of the one about just that (as subject_in has it), or removes it if `line` is empty. On
+    // return this is on the disk. False: accept() does not take the present line, or none. Throws if it cannot be done.
     template <typename Accept>
     bool change(std::string_view who, Accept accept, const std::string& line) {
         const Lock lock(changing);
@@ -1835,13 +1833,11 @@ void help(Lock& lock, Client& user, std::string_view rest) {
     info(lock, user, "What does not begin with / is said to the room; //text says /text.");
 }
 
-// Returns in how many places two words differ, counted up to a limit: letters too few, too many or wrong.
-std::size_t distance(std::string_view a, std::string_view b, std::size_t limit) {
-    if (limit == 0 || a.empty() || b.empty()) return std::min(limit, std::max(a.size(), b.size()));
-    const std::string_view a_rest = a.substr(1), b_rest = b.substr(1);
-    if (a[0] == b[0]) return distance(a_rest, b_rest, limit);
-    const auto differ = [&](auto x, auto y) { return distance(x, y, limit - 1); };
-    return 1 + std::min({differ(a_rest, b_rest), differ(a_rest, b), differ(a, b_rest)});
+// Returns how many letters are between what two words have in common at their beginnings, and at their ends.
+std::size_t distance(std::string_view a, std::string_view b) {
+    for (; !a.empty() && !b.empty() && a.front() == b.front(); b.remove_prefix(1)) a.remove_prefix(1);
+    for (; !a.empty() && !b.empty() && a.back() == b.back(); b.remove_suffix(1)) a.remove_suffix(1);
+    return std::max(a.size(), b.size());
 }
 
 // For a command that there is not: names the nearest that the user may use.
@@ -1849,7 +1845,7 @@ void suggest(const Lock& lock, Client& user, std::string_view mistyped) {
     std::string hint = "/help lists them.";
     std::size_t least = std::min<std::size_t>(3, mistyped.size());  // what is farther away was hardly meant
     for (const Command& command : commands) {
-        const std::size_t away = distance(fold(mistyped), command.name, least);
+        const std::size_t away = distance(fold(mistyped), command.name);
         if (away >= least || !command.right.holds(user)) continue;
         least = away;
         hint = concat("did you mean ", form_of(command), "?");
@@ -1904,10 +1900,7 @@ void run_operator_line(const Line& line) {
 void run_console() {
     name_thread("console");
     LineBuffer lines(max_line);
-    std::array<pollfd, 2> polled{{{STDIN_FILENO, POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
-    for (bool ended = false; !ended;) {
-        if (poll(polled.data(), polled.size(), -1) < 0) continue;
-        if (polled[1].revents != 0) return;
+    for (bool ended = false; !ended && wait_for(STDIN_FILENO, POLLIN, *stop_request);) {
         std::array<char, 1024> bytes{};
         const ssize_t count = read(STDIN_FILENO, bytes.data(), bytes.size());
         const bool in_background = count < 0 && errno == EIO && isatty(STDIN_FILENO) == 1;  // ./server &
@@ -1958,9 +1951,8 @@ void run_discovery(int port) {
         }
         const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
         const Fd answers = open_datagram_socket(bound.s_addr, 0);
-        std::array<pollfd, 2> polled{{{questions.get(), POLLIN, 0}, {stop_request->fd(), POLLIN, 0}}};
         Clock::time_point next{};
-        while (poll(polled.data(), polled.size(), -1) < 0 || polled[1].revents == 0) {
+        while (wait_for(questions.get(), POLLIN, *stop_request)) {
             sockaddr_in from{};
             const std::string datagram = receive_datagram(questions, from);
             if (Clock::now() < next) continue;

@@ -616,8 +616,10 @@ TEST(ClientTyped, PasswordIsKeptOnceItIsAccepted) {
         alice.server.expect_next(re("^typo$"));
         alice.lose();
         alice.take_back();
-        alice.server.send_line("PASS The password?");
+        alice.server.send_line("PASS For whom is this question?");
         alice.server.expect_next(re("^new secret$"));
+        alice.tell("INFO That is the password.");
+        EXPECT_FALSE(alice.terminal.shows("For whom is this question?"));
     }
 }
 
