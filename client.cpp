@@ -952,16 +952,8 @@ enum class Key {
     left, right, word_left, word_right, up, down, home, end, page_up, page_down, wheel_up, wheel_down,
     click, focus_in, focus_out, unknown
 };
-// clang-format on
-
-struct Typed {
-    Key key = Key::unknown;
-    std::string text = {};    // what was typed or pasted
-    int row = 0, column = 0;  // of a click
-};
 
 // ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
-// clang-format off
 const std::map<std::string_view, Key> sequences = {
     {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
     {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
@@ -979,6 +971,12 @@ const std::map<std::string_view, Key> sequences = {
 };
 // clang-format on
 
+struct Typed {
+    Key key = Key::unknown;
+    std::string text = {};    // what was typed or pasted
+    int row = 0, column = 0;  // of a click
+};
+
 class Keys {
    public:
     void add(std::string_view bytes) { bytes_ += bytes; }
@@ -988,7 +986,10 @@ class Keys {
 
     // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
     // Escape, half a character, or a paste or an answer of the terminal that does not end.
-    int patience() const { return bytes_.empty() ? -1 : ends_late() ? 1000 : 50; }
+    int patience() const {
+        const bool long_one = bytes_.starts_with(paste_begins) || (bytes_.size() > 2 && is_answer());
+        return bytes_.empty() ? -1 : long_one ? 1000 : 50;
+    }
 
     // Returns the next key, or nothing until more bytes are added. `all`: no more will come for what is unfinished.
     std::optional<Typed> next(bool all) {
@@ -1006,7 +1007,8 @@ class Keys {
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
     static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
-    // Returns the bytes of the first key, or of all the text before the next one; 0 if they are not all here.
+    // Returns the bytes of the first key, or of all the text before the next one, since what belongs together has to
+    // stay so; 0 if they are not all here.
     std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
         if (is_control(bytes_[0])) return 1;
@@ -1046,8 +1048,6 @@ class Keys {
     bool is_answer() const {
         return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
     }
-
-    bool ends_late() const { return bytes_.starts_with(paste_begins) || (bytes_.size() > 2 && is_answer()); }
 
     static Typed decoded(std::string bytes) {
         if (!is_control(bytes[0])) return {Key::text, bytes};
@@ -1090,28 +1090,23 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Replaces what stands from `from` to `to`; false, and nothing, if the line would become longer than a line may be.
-    bool replace(std::size_t from, std::size_t to, std::string_view bytes) {
+    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become longer than a line
+    // may be.
+    bool replace_from(std::size_t from, std::string_view bytes) {
         const std::string cleaned = clean(bytes);
-        if (text_.size() - (to - from) + cleaned.size() > max_line) return false;
-        text_.replace(from, to - from, cleaned);
+        if (text_.size() - (cursor_ - from) + cleaned.size() > max_line) return false;
+        text_.replace(from, cursor_ - from, cleaned);
         move_to(from + cleaned.size());
         return true;
     }
-    bool insert(std::string_view bytes) { return replace(cursor_, cursor_, bytes); }
-    bool replace_from(std::size_t from, std::string_view bytes) { return replace(from, cursor_, bytes); }
+    bool insert(std::string_view bytes) { return replace_from(cursor_, bytes); }
 
-    // Returns the line that was typed, and leaves an empty one.
-    std::string take_text() {
-        cursor_ = 0;
-        return std::exchange(text_, "");
-    }
-
-    // Adds a line to the history, for Up and Down.
-    void remember(const std::string& line) {
-        if (history_.empty() || history_.back() != line) history_.push_back(line);
+    // Adds the line to the history, for Up and Down, and leaves an empty one.
+    void finish() {
+        if (history_.empty() || history_.back() != text_) history_.push_back(text_);
         if (history_.size() > max_history) history_.pop_front();
         recalled_ = history_.size();
+        erase(0, text_.size());
     }
 
     // Does what the key stands for, if it is one for editing.
@@ -1150,7 +1145,10 @@ class Editor {
     // What was typed or erased may have joined two graphemes.
     void move_to(std::size_t at) { cursor_ = boundary(at); }
 
-    void erase(std::size_t from, std::size_t to) { replace(from, to, ""); }
+    void erase(std::size_t from, std::size_t to) {
+        text_.erase(from, to - from);
+        move_to(from);
+    }
 
     void kill(std::size_t from, std::size_t to) {
         if (from < to) killed_ = text_.substr(from, to - from);
@@ -1194,80 +1192,39 @@ class Editor {
     std::string draft_;         // what was typed before an older line was recalled
 };
 
-// ---- 9. The canvas, and the display -------------------------------------------------------------------
-// All that is to be seen is painted on a new canvas each time, whatever its size; what would not fit is left out. The
-// display compares that with what the terminal shows, and sends what is different. Used with the client's mutex held.
+// ---- 9. Rows, and the display -------------------------------------------------------------------------
+// All that is to be seen is painted anew each time, as the rows of a screen, from top to bottom; what would not fit is
+// left out. The display compares them with what the terminal shows, and sends those that are different. Used with the
+// client's mutex held.
 
 // What ESC [ m takes, with colours and without, in the order of Style; the last ones are for names.
 constexpr std::pair<std::string_view, std::string_view> looks[] = {
     {"", ""},   {"90", "2"}, {"1;31", "1"}, {"33", "4"}, {"1", "1"},  {"33", "1"}, {"97;44", "7"}, {"30;47", "1;7"},
     {"7", "7"}, {"32", "1"}, {"35", "1"},   {"36", "1"}, {"94", "1"}, {"92", "1"}, {"95", "1"},    {"96", "1"},
 };
-constexpr std::size_t name_styles = std::size(looks) - static_cast<std::size_t>(Style::names);
 
 // The same name always has the same colour.
 Style style_of_name(std::string_view name) {
-    const std::size_t which = std::hash<std::string>()(fold(name)) % name_styles;
-    return static_cast<Style>(static_cast<std::size_t>(Style::names) + which);
+    constexpr auto first = static_cast<std::size_t>(Style::names);
+    return static_cast<Style>(first + std::hash<std::string>()(fold(name)) % (std::size(looks) - first));
 }
-
-struct Cell {
-    std::string text = " ";  // a grapheme; empty: the second column of the one before
-    Style style = Style::plain;
-    bool operator==(const Cell&) const = default;
-};
 
 struct Piece {
     std::string text;
     Style style;
+    std::function<void()> click = {};  // what a click on it does
 };
 using Row = std::vector<Piece>;
 
-struct Canvas {
-    Canvas(int all_rows, int all_columns)
-        : rows(all_rows), columns(all_columns), cells(static_cast<std::size_t>(rows * columns)) {}
-
-    Cell& at(int row, int column) {
-        return cells.at(static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
-                        static_cast<std::size_t>(column));
+// Cuts a row off, or adds spaces, so that it takes so many columns.
+void fit(Row& row, int columns) {
+    for (Piece& piece : row) {
+        const int wide = columns_of(piece.text);
+        if (wide > columns) piece.text = padded(piece.text, columns);
+        columns -= std::min(wide, columns);
     }
-
-    // Writes text, but for what lies before the column `from` or from `to` on; returns the column behind it.
-    int put(int row, int column, std::string_view text, Style style, int to = INT_MAX, int from = 0) {
-        to = std::min(to, columns);
-        while (!text.empty() && column < to) {
-            const std::string_view next = take_grapheme(text);
-            const int wide = grapheme_columns(next);
-            if (row >= 0 && row < rows && column >= from && column + wide <= to) set(row, column, next, style, wide);
-            column += wide;
-        }
-        return column;
-    }
-
-    // What overwrites half of a wide grapheme overwrites all of it.
-    void set(int row, int column, std::string_view grapheme, Style style, int wide) {
-        const bool bare = columns_of(decode_utf8(grapheme).code) == 0;  // an accent with nothing to stand on
-        std::string text = (bare ? " " : "") + std::string(grapheme);
-        if (text.ends_with("\u200D")) text.resize(text.size() - 3);  // a joiner that has nothing to join
-        if (column > 0 && at(row, column).text.empty()) at(row, column - 1).text = " ";
-        if (column + wide < columns && at(row, column + wide).text.empty()) at(row, column + wide).text = " ";
-        at(row, column) = {text, style};
-        if (wide == 2) at(row, column + 1) = {"", style};
-    }
-
-    void put(int row, int column, const Row& pieces, int to = INT_MAX) {
-        for (const Piece& piece : pieces) column = put(row, column, piece.text, piece.style, to);
-    }
-
-    // text: one grapheme, of one column.
-    void fill(int row, std::string_view text, Style style) {
-        for (int column = 0; column < columns; ++column) put(row, column, text, style);
-    }
-
-    int rows, columns;
-    std::vector<Cell> cells;
-    int cursor_row = 0, cursor_column = 0;
-};
+    row.push_back({padded("", columns), Style::plain});
+}
 
 bool ascii_only = false;  // the terminal shows nothing else: its locale is not of UTF-8
 
@@ -1276,80 +1233,67 @@ class Display {
     explicit Display(bool colors) : colors_(colors) {}
 
     // The terminal may show anything: next time all is sent.
-    void invalidate() {
-        shown_ = Canvas(0, 0);
-        title_.clear();
-    }
+    void invalidate() { shown_.clear(); }
 
-    // Makes the terminal show a canvas, and a title for its window. Blocks until the terminal has taken it.
-    void show(Canvas canvas, const std::string& title, bool bell) {
-        out_ = bell ? "\a" : "";
-        if (std::exchange(title_, title) != title) out_ += "\33]2;" + title + '\a';
-        row_ = -1;
-        if (canvas.rows != shown_.rows || canvas.columns != shown_.columns) {
-            out_ += "\33[m\33[2J";
-            style_ = Style::plain;
-            shown_ = Canvas(canvas.rows, canvas.columns);
+    // Makes the terminal show a title for its window, and rows, of which each is as wide as it is, with the cursor in
+    // the last one. Blocks until the terminal has taken it.
+    void show(const std::string& title, const std::vector<Row>& rows, int cursor, bool bell) {
+        std::vector<std::string> wanted = {"\33]2;" + title + '\a'};
+        for (std::size_t i = 0; i < rows.size(); ++i) wanted.push_back(rendered(rows[i], i));
+        wanted.push_back(cursor_at(rows.size() - 1, cursor));
+        std::string out = bell ? "\a" : "";
+        if (wanted.size() != shown_.size()) {
+            out += "\33[m\33[2J";
+            shown_.assign(wanted.size(), "");
         }
-        for (int row = 0; row < canvas.rows; ++row) show_row(canvas, row);
-        const bool moved = canvas.cursor_row != shown_.cursor_row || canvas.cursor_column != shown_.cursor_column;
-        if (!out_.empty() || moved) move_to(canvas.cursor_row, canvas.cursor_column);
-        shown_ = std::move(canvas);
-        write_to_terminal(out_, true);
+        for (std::size_t i = 0; i < wanted.size(); ++i) out += wanted[i] != shown_[i] ? wanted[i] : "";
+        if (!out.empty()) out += wanted.back();
+        shown_ = std::move(wanted);
+        write_to_terminal(out, true);
     }
 
    private:
-    // Terminals do not agree on how wide some graphemes are: then all that is behind them in the row is sent again.
-    void show_row(Canvas& canvas, int row) {
-        bool all = false;
-        for (int column = 0; column < canvas.columns; ++column) {
-            const Cell& cell = canvas.at(row, column);
-            const Cell& old = shown_.at(row, column);
-            if (!all && cell == old) continue;
-            all = all || is_doubtful(cell) || is_doubtful(old);
-            if (!cell.text.empty()) send(cell, row, column);
-        }
+    static std::string cursor_at(std::size_t row, int column) {
+        return "\33[" + std::to_string(row + 1) + ';' + std::to_string(column + 1) + 'H';
     }
 
-    static bool is_doubtful(const Cell& cell) {
-        return cell.text.size() > 1 && decode_utf8(cell.text).bytes < cell.text.size();
+    // Returns what makes the terminal show a row. Terminals do not agree on how wide some graphemes are: they are
+    // written over spaces, in case they are narrower, and behind them, and before what has a style, as the margin has,
+    // the cursor is set anew.
+    std::string rendered(const Row& row, std::size_t number) const {
+        std::string all = cursor_at(number, 0);
+        int column = 0;
+        for (const Piece& piece : row) {
+            const auto& [color, without] = looks[static_cast<std::size_t>(piece.style)];
+            const std::string look(colors_ ? color : without);
+            if (piece.style != Style::plain) all += cursor_at(number, column);
+            all += "\33[0" + (look.empty() ? "" : ';' + look) + 'm';
+            for (std::string_view rest = piece.text; !rest.empty();) {
+                const std::string_view next = take_grapheme(rest);
+                const std::string text = printed(next);
+                const bool doubtful = text.size() > decode_utf8(text).bytes;
+                if (doubtful) all += "  " + cursor_at(number, column);
+                all += text;
+                column += grapheme_columns(next);
+                if (doubtful) all += cursor_at(number, column);
+            }
+        }
+        return all;
     }
 
-    void send(const Cell& cell, int row, int column) {
-        if (row != row_ || column != column_) move_to(row, column);
-        if (cell.style != style_) {
-            const auto& [color, without] = looks[static_cast<std::size_t>(cell.style)];
-            const std::string_view codes = colors_ ? color : without;
-            ((out_ += "\33[0") += codes.empty() ? "" : ";") += codes;
-            out_ += 'm';
-            style_ = cell.style;
-        }
-        if (is_doubtful(cell)) {
-            out_ += "  ";  // the terminal may take it to be narrower
-            move_to(row, column);
-        }
-        out_ += ascii_only ? in_ascii(cell.text) : cell.text;
-        column_ = is_doubtful(cell) ? -1 : column + grapheme_columns(cell.text);
-    }
-
-    static std::string in_ascii(const std::string& text) {
+    // Returns a grapheme so that nothing in it is attached to what stands before it, or to what comes.
+    static std::string printed(std::string_view grapheme) {
+        std::string text(columns_of(decode_utf8(grapheme).code) == 0 ? " " : "");  // for an accent to stand on
+        text += grapheme;
+        while (text.ends_with("\u200D")) text.resize(text.size() - 3);  // joiners that have nothing to join
+        if (!ascii_only) return text;
         if (text == "─" || text == "│") return text == "─" ? "-" : "|";
-        return decode_utf8(text).code < 0x80 ? text.substr(0, 1)
-                                             : std::string(static_cast<std::size_t>(grapheme_columns(text)), '?');
-    }
-
-    void move_to(int row, int column) {
-        out_ += "\33[" + std::to_string(row + 1) + ';' + std::to_string(column + 1) + 'H';
-        row_ = row;
-        column_ = column;
+        const bool ascii = decode_utf8(text).code < 0x80;
+        return ascii ? text.substr(0, 1) : std::string(static_cast<std::size_t>(grapheme_columns(grapheme)), '?');
     }
 
     bool colors_;
-    Canvas shown_{0, 0};          // what the terminal shows
-    std::string title_;           // likewise
-    std::string out_;             // what it is about to be sent
-    int row_ = -1, column_ = -1;  // where its cursor is, if that is known
-    Style style_ = Style::plain;  // and what it writes in
+    std::vector<std::string> shown_;  // what makes the terminal show what it does: the title, each row, the cursor
 };
 
 // ---- 10. The scrollback -------------------------------------------------------------------------------
@@ -1380,10 +1324,11 @@ std::vector<std::string_view> wrap(std::string_view text, int first, int others)
     return rows;
 }
 
-Row ruled(const std::string& text, int columns, Style style) {
-    std::string row = "── " + text + ' ';
-    for (int column = columns_of(row); column < columns; ++column) row += "─";
-    return {{row, style}};
+// Returns a rule with a text in it, if there is any. It is at least so wide.
+Row ruled(const std::string& text, int columns, Style rule, Style style) {
+    std::string rest;
+    while (columns-- > 0) rest += "─";
+    return {{"──", rule}, {text.empty() ? "" : ' ' + text + ' ', style}, {rest, rule}};
 }
 
 class Scrollback {
@@ -1408,8 +1353,8 @@ class Scrollback {
     void unmark() { mark_.reset(); }
 
     // Returns the rows for a window of so many: the last ones, or those that were scrolled to.
-    std::deque<Row> rows(int height, int columns) const {
-        std::deque<Row> rows;
+    std::vector<Row> rows(int height, int columns) const {
+        std::vector<Row> rows;
         const Bottom bottom = bottom_.value_or(Bottom{last(), 0});
         for (std::size_t number = bottom.number + 1;
              number-- > first_ && std::cmp_less(rows.size(), height + bottom.hidden);) {
@@ -1417,7 +1362,7 @@ class Scrollback {
             rows.insert(rows.begin(), older.begin(), older.end());
         }
         rows.resize(rows.size() - std::min(rows.size(), static_cast<std::size_t>(bottom.hidden)));
-        while (std::cmp_greater(rows.size(), height)) rows.pop_front();
+        rows.erase(rows.begin(), rows.end() - std::min<long>(height, std::ssize(rows)));
         return rows;
     }
 
@@ -1456,9 +1401,9 @@ class Scrollback {
         std::vector<Row> rows;
         const bool timed = entry.time != 0;
         if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
-            rows.push_back(ruled(day(entry.time), columns, Style::faint));
+            rows.push_back(ruled(day(entry.time), columns, Style::faint, Style::faint));
         }
-        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark));
+        if (number == mark_) rows.push_back(ruled("new", columns, Style::mark, Style::mark));
         const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
         const int width = static_cast<int>(stamp.size());
         const std::string indent(static_cast<std::size_t>(columns < 12 ? 1 : width + 2), ' ');  // promise 3
@@ -1528,16 +1473,12 @@ class ScreenClient : public Client {
     // As it is shown: its number, its name, how many are in it, whether it has a code, who made it, and when.
     using ListedRoom = std::array<std::string, 6>;
 
-    struct ClickTarget {
-        int row, from, to;  // columns
-        std::function<void()> act;
-    };
-
     // A question: the server's, or one of ours.
     struct Prompt {
         std::string label;
         bool secret;
         std::function<void(const std::string&)> then;
+        unsigned number = 0;            // open_question()
         std::string_view at_once = {};  // letters that are an answer without Enter
         Editor editor = {};
     };
@@ -1566,10 +1507,7 @@ class ScreenClient : public Client {
         if (word == "LEAVE") members_.erase(fold(name));
         if (word == "OWNER") owner_ = name;
         if (word == "LIST") list_room(message);
-        if (word == "ROOMS") {
-            listing_.clear();
-            left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
-        }
+        if (word == "ROOMS") listing_.clear(), left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
@@ -1611,12 +1549,9 @@ class ScreenClient : public Client {
 
     // Returns whether a name stands in a text as a word of its own.
     static bool has_word(std::string_view text, std::string_view name) {
-        const std::string in = ' ' + fold(text) + ' ', word = fold(name);
-        const auto is_part = [&](std::size_t at) { return is_letter(in[at]) || is_digit(in[at]); };
-        for (std::size_t at = 0; (at = in.find(word, at + 1)) != std::string::npos;) {
-            if (!is_part(at - 1) && !is_part(at + word.size())) return true;
-        }
-        return false;
+        std::string words = ' ' + fold(text) + ' ';
+        for (char& c : words) c = is_letter(c) || is_digit(c) ? c : ' ';
+        return words.find(' ' + fold(name) + ' ') != std::string::npos;
     }
 
     // Returns whether the person does not see what comes in.
@@ -1679,7 +1614,7 @@ class ScreenClient : public Client {
         if (view_ == View::chat) return press_in_line(typed, line_);
         if (typed.key == Key::escape) view_ = View::chat;
         if (view_ == View::rooms) return press_in_rooms(typed);
-        shown().scroll(-rows_down(typed.key), height_, columns_);
+        scroll(typed.key);
     }
 
     // Enter may have been meant for the line that was being typed.
@@ -1687,31 +1622,31 @@ class ScreenClient : public Client {
         const bool meant = Clock::now() - over_since_ > reading_time;
         if (key == Key::enter && meant) return join_again();
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
-        shown().scroll(-rows_down(key), height_, columns_);
+        scroll(key);
     }
 
     bool stays_open() const override { return terminal_mode == whole_screen; }
 
-    Scrollback& shown() { return view_ == View::info ? help_ : scrollback_; }
-
     void click(const Typed& typed) {
-        const auto hit = std::find_if(targets_.begin(), targets_.end(), [&](const ClickTarget& target) {
-            return target.row == typed.row && target.from <= typed.column && typed.column < target.to;
-        });
-        if (hit != targets_.end()) hit->act();
-    }
-
-    void click_room(const std::string& name) {
-        const auto since = Clock::now() - std::exchange(last_click_, Clock::now());
-        const bool twice = std::exchange(chosen_, name) == name && since < double_click;
-        if (twice) join();
+        const auto row = static_cast<std::size_t>(typed.row);
+        int column = 0;
+        for (const Piece& piece : row < screen_.size() ? screen_[row] : Row()) {
+            column += columns_of(piece.text);
+            if (typed.column >= column) continue;
+            if (piece.click) piece.click();
+            return;
+        }
     }
 
     void open(View view) {
         view_ = view;
         if (view == View::rooms) list_rooms();
-        if (view == View::info) help_.scroll(many, height_, columns_);
+        if (view == View::info) scroll(Key::home);
     }
+
+    Scrollback& shown() { return view_ == View::info ? help_ : scrollback_; }
+    int margin() const { return view_ == View::chat && columns_ >= wide ? 20 : 0; }
+    void scroll(Key key) { shown().scroll(-rows_down(key), height_, columns_ - margin()); }
 
     // Returns how many rows down a key goes, in whatever is shown; up is negative.
     long rows_down(Key key) const {
@@ -1735,20 +1670,20 @@ class ScreenClient : public Client {
         if (prompt_) return &*prompt_;
         if (answer_ && !answer_->editor.text().empty()) return &*answer_;
         if (view_ == View::chat && !line_.text().empty()) return nullptr;
-        if (open_question() == 0) answer_.reset();
-        if (open_question() != 0 && (!answer_ || answer_number_ != open_question())) ask_for_server();
+        if (answer_ && answer_->number != open_question()) answer_.reset();
+        if (!answer_ && open_question() != 0) ask_for_server();
         return answer_ ? &*answer_ : nullptr;
     }
 
     // An answer that comes when nobody asks any more, or asks something else, becomes nothing.
     void ask_for_server() {
         static constexpr const char* labels[] = {"", "Your name: ", "Password: ", "New password: ", "Once more: "};
-        answer_number_ = open_question();
-        answer_ = Prompt{labels[static_cast<std::size_t>(question_)], question_ >= Question::password,
-                         [this, number = open_question()](const std::string& text) {
-                             if (number == open_question()) return answer(text);
-                             status_ = "That was not sent: the question is over.";
-                         }};
+        const auto then = [this, number = open_question()](const std::string& text) {
+            if (number == open_question()) return answer(text);
+            status_ = "That was not sent: the question is over.";
+        };
+        answer_ =
+            Prompt{labels[static_cast<std::size_t>(question_)], question_ >= Question::password, then, open_question()};
     }
 
     void press_in_line(const Typed& typed, Editor& editor) {
@@ -1767,7 +1702,7 @@ class ScreenClient : public Client {
             case Key::page_up:
             case Key::page_down:
             case Key::wheel_up:
-            case Key::wheel_down: return scrollback_.scroll(-rows_down(typed.key), height_, columns_);
+            case Key::wheel_down: return scroll(typed.key);
             default: break;
         }
         if (typed.key == Key::erase_or_quit && editor.text().empty()) return quit();
@@ -1782,19 +1717,16 @@ class ScreenClient : public Client {
 
     void enter() {
         if (prompt() == nullptr) return say();
-        std::optional<Prompt>& asked = prompt_ ? prompt_ : answer_;
-        Prompt done = *std::exchange(asked, std::nullopt);
-        done.then(done.editor.take_text());
+        const Prompt done = *std::exchange(prompt_ ? prompt_ : answer_, std::nullopt);
+        done.then(done.editor.text());
     }
 
     // Esc gives the keyboard to what waits for it.
     void leave_line() {
-        if (prompt_) {
-            prompt_.reset();
-        } else if (answer_) {
-            answer_.reset();
+        if (prompt_ || answer_) {
+            (prompt_ ? prompt_ : answer_).reset();
         } else if (question_ != Question::none && !line_.text().empty()) {
-            line_.remember(line_.take_text());
+            line_.finish();
         } else if (lines_waiting() > 1) {
             withdraw();
             status_ = "The other lines are not sent.";
@@ -1816,7 +1748,7 @@ class ScreenClient : public Client {
             status_ = "That cannot be sent now: the line stays here.";
             return;
         }
-        line_.remember(line_.take_text());
+        line_.finish();
         scrollback_.unmark();
         scrollback_.follow();
     }
@@ -1850,14 +1782,13 @@ class ScreenClient : public Client {
     void complete() {
         if (candidates_.empty()) find_candidates(std::string(line_.before_cursor()));
         if (candidates_.empty()) return;
-        line_.replace_from(completed_from_, candidates_[candidate_]);
-        candidate_ = (candidate_ + 1) % candidates_.size();
+        line_.replace_from(completed_from_, candidates_.front());
+        std::rotate(candidates_.begin(), candidates_.begin() + 1, candidates_.end());
     }
 
     // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
-        candidate_ = 0;
         const bool at_start = completed_from_ == 0, command = at_start && before.starts_with('/');
         const std::string word = fold(before.substr(completed_from_));
         const auto add = [&](std::string_view name) {
@@ -1901,15 +1832,11 @@ class ScreenClient : public Client {
     void press_in_rooms(const Typed& typed) {
         if (typed.key == Key::enter) return join();
         if (typed.key != Key::text) return choose(rows_down(typed.key));
-        press_button(typed.text[0]);
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
-    }
-
-    void press_button(char letter) {
-        if (letter == 'c') create();
-        if (letter == 'r') list_rooms();
-        if (letter == 'i') open(View::info);
-        if (letter == 'x') shut_down();
+        if (typed.text[0] == 'c') create();
+        if (typed.text[0] == 'r') list_rooms();
+        if (typed.text[0] == 'i') open(View::info);
+        if (typed.text[0] == 'x') shut_down();
     }
 
     void join() {
@@ -1954,80 +1881,85 @@ class ScreenClient : public Client {
         winsize size{};
         const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 && size.ws_col > 0;
         constexpr int max = 1000;  // rows or columns
-        Canvas canvas(known ? std::min<int>(size.ws_row, max) : 24, known ? std::min<int>(size.ws_col, max) : 80);
-        targets_.clear();
+        const int rows = known ? std::min<int>(size.ws_row, max) : 24;
+        columns_ = known ? std::min<int>(size.ws_col, max) : 80;
+        const int height = rows - (rows >= 6 ? 3 : rows >= 3 ? 2 : 1);
+        height_ = std::max(height, 1);
         if (!is_away()) unread_ = 0;
-        const int top = canvas.rows >= 3 ? 1 : 0;
-        const int bottom = canvas.rows - (canvas.rows >= 6 ? 2 : 1);
-        height_ = std::max(bottom - top, 1);
-        view_ == View::rooms ? draw_rooms(canvas, top, bottom) : draw_lines(canvas, top, bottom);
-        if (top > 0) draw_bar(canvas);
-        if (bottom < canvas.rows - 1) draw_rule(canvas, bottom);
-        draw_line(canvas);
+        screen_ = view_ == View::rooms ? room_rows() : line_rows();
+        screen_.resize(static_cast<std::size_t>(height));
+        if (margin() > 0) add_margin();
+        if (rows >= 3) screen_.insert(screen_.begin(), bar());
+        if (rows >= 6) screen_.push_back(ruled(state(), columns_, Style::faint, Style::mark));
+        int cursor = 0;
+        screen_.push_back(last_row(cursor));
+        for (Row& row : screen_) fit(row, columns_);
         const std::string news = unread_ > 0 ? '(' + std::to_string(unread_) + ") " : "";
-        display_.show(std::move(canvas), news + room_ + " - Chatroom", std::exchange(bell_, false));
+        display_.show(news + room_ + " - Chatroom", screen_, cursor, std::exchange(bell_, false));
     }
 
-    // Paints something that can be clicked; returns the column behind it.
-    int button(Canvas& canvas, int row, int column, const std::string& label, const Typed& key) {
-        const int end = canvas.put(row, column, label, Style::button);
-        targets_.push_back({row, column, end, [this, key] { press(key); }});
-        return end;
+    // Something that can be clicked instead of pressing a key.
+    Piece button(const std::string& label, const Typed& key) {
+        return {label, Style::button, [this, key] { press(key); }};
     }
 
-    void draw_bar(Canvas& canvas) {
-        canvas.fill(0, " ", Style::bar);
+    Row bar() {
         std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_);
-        if (members_.size() == 1) text += "  1 person";
-        if (members_.size() > 1) text += "  " + std::to_string(members_.size()) + " people";
+        if (!members_.empty()) text += "  " + counted(std::to_string(members_.size()), "person", "people");
         text += "  " + (trouble_.empty() ? target_.name : trouble_) + (topic_.empty() ? "" : "  " + topic_);
-        const bool is_wide = canvas.columns >= wide;
-        const int end = canvas.columns - (is_wide ? 20 : 9);
-        canvas.put(0, 0, text, Style::bar, end);
-        const int column = button(canvas, 0, std::max(end, 0), is_wide ? " F1 Info " : " F1 ", {Key::info});
-        button(canvas, 0, column + 1, is_wide ? " F2 Rooms " : " F2 ", {Key::rooms});
+        const bool is_wide = columns_ >= wide;
+        return {{padded(text, columns_ - (is_wide ? 20 : 9)), Style::bar},
+                button(is_wide ? " F1 Info " : " F1 ", {Key::info}),
+                {" ", Style::bar},
+                button(is_wide ? " F2 Rooms " : " F2 ", {Key::rooms})};
     }
 
-    void draw_lines(Canvas& canvas, int top, int bottom) {
-        const int margin = view_ == View::chat && canvas.columns >= wide ? 20 : 0;
-        columns_ = canvas.columns - margin;
-        if (!shown().follows()) shown().scroll(0, height_, columns_);  // older lines may be gone
-        const std::deque<Row> rows = shown().rows(height_, columns_);
-        for (int i = 0; std::cmp_less(i, rows.size()); ++i) {
-            canvas.put(top + i, 0, rows[static_cast<std::size_t>(i)], columns_);
-        }
-        if (margin > 0) draw_members(canvas, top, bottom);
+    std::vector<Row> line_rows() {
+        if (!shown().follows()) scroll(Key::unknown);  // older lines may be gone
+        return shown().rows(height_, columns_ - margin());
     }
 
-    void draw_members(Canvas& canvas, int top, int bottom) {
+    // Adds who is in the room.
+    void add_margin() {
         auto member = members_.begin();
-        for (int row = top; row < bottom; ++row) {
-            Row pieces = {{"│ ", Style::faint}};
+        for (Row& row : screen_) {
+            fit(row, columns_ - margin());
+            row.push_back({"│ ", Style::faint});
             const auto left = std::distance(member, members_.end());
-            if (row == bottom - 1 && left > 1) {
-                pieces.push_back({"and " + std::to_string(left) + " more", Style::faint});
+            if (&row == &screen_.back() && left > 1) {
+                row.push_back({"and " + std::to_string(left) + " more", Style::faint});
             } else if (left > 0) {
                 const std::string& name = (member++)->second;
                 const char* mark = name == owner_ ? " owner" : same_name(name, "admin") ? " admin" : "";
-                pieces.insert(pieces.end(), {{name, style_of_name(name)}, {mark, Style::faint}});
+                row.insert(row.end(), {{name, style_of_name(name)}, {mark, Style::faint}});
             }
-            canvas.put(row, columns_, pieces);
         }
     }
 
-    void draw_rooms(Canvas& canvas, int top, int bottom) {
-        static const std::vector<std::pair<std::string, Typed>> buttons = {{" Enter Join ", {Key::enter}},
-                                                                           {" c Create ", {Key::text, "c"}},
-                                                                           {" r Reload ", {Key::text, "r"}},
-                                                                           {" x Exit code ", {Key::text, "x"}},
-                                                                           {" i Info ", {Key::text, "i"}}};
-        int row = top, column = 0;
-        for (const auto& [label, key] : buttons) {
-            if (column > 0 && column + columns_of(label) > canvas.columns) ++row, column = 0;
-            column = button(canvas, row, column, label, key) + 1;
+    std::vector<Row> room_rows() {
+        std::vector<Row> rows(1);
+        for (int column = 0;
+             const Piece& each : {button(" Enter Join ", {Key::enter}), button(" c Create ", {Key::text, "c"}),
+                                  button(" r Reload ", {Key::text, "r"}), button(" x Exit code ", {Key::text, "x"}),
+                                  button(" i Info ", {Key::text, "i"})}) {
+            const int width = columns_of(each.text);
+            if (column > 0 && column + width > columns_) rows.emplace_back(), column = 0;
+            rows.back().insert(rows.back().end(), {each, {" ", Style::plain}});
+            column += width + 1;
         }
-        canvas.put(row + 1, 0, room_row({"No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint);
-        draw_room_rows(canvas, row + 2, bottom);
+        rows.push_back({{room_row({"No.", "Room", "People", "Code", "Made by", "Made"}), Style::faint}});
+        height_ = std::max(height_ - static_cast<int>(rows.size()), 1);
+        const long chosen = chosen_index();
+        first_row_ = std::clamp(first_row_, chosen - height_ + 1, chosen);
+        for (long i = first_row_; i < std::min<long>(first_row_ + height_, std::ssize(rooms_)); ++i) {
+            const ListedRoom& room = rooms_[static_cast<std::size_t>(i)];
+            const auto choose_or_join = [this, name = room[1]] {
+                if (std::exchange(chosen_, name) == name) join();
+            };
+            const Style style = i == chosen ? Style::chosen : Style::plain;
+            rows.push_back({{padded(room_row(room), columns_), style, choose_or_join}});
+        }
+        return rows;
     }
 
     static std::string room_row(const ListedRoom& cells) {
@@ -2035,27 +1967,9 @@ class ScreenClient : public Client {
                padded(cells[4], 13) + cells[5];
     }
 
-    void draw_room_rows(Canvas& canvas, int top, int bottom) {
-        height_ = std::max(bottom - top, 1);
-        const long chosen = chosen_index();
-        first_row_ = static_cast<int>(std::clamp<long>(first_row_, chosen - height_ + 1, chosen));
-        for (int row = top; row < bottom; ++row) {
-            const auto index = static_cast<std::size_t>(first_row_ + row - top);
-            if (index >= rooms_.size()) return;
-            const Style style = std::cmp_equal(index, chosen) ? Style::chosen : Style::plain;
-            canvas.put(row, 0, padded(room_row(rooms_[index]), canvas.columns), style);
-            targets_.push_back({row, 0, canvas.columns, [this, name = rooms_[index][1]] { click_room(name); }});
-        }
-    }
-
-    // Between the view and the line: what the person should know now.
-    void draw_rule(Canvas& canvas, int row) {
-        canvas.fill(row, "─", Style::faint);
-        const std::string text = !status_.empty() ? status_ : state();
-        if (!text.empty()) canvas.put(row, 2, ' ' + text + ' ', Style::mark);
-    }
-
+    // Returns what the person should know now; it stands between the view and the line.
     std::string state() {
+        if (!status_.empty()) return status_;
         if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
             return "The server asks something: first Enter, or Esc";
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
@@ -2064,34 +1978,34 @@ class ScreenClient : public Client {
         return news + (news.empty() ? "" : ", ") + "PgDn goes down";
     }
 
-    // The line that is typed. One that is too wide is scrolled to the left, by half of the space there is each time.
-    void draw_line(Canvas& canvas) {
-        const int row = canvas.rows - 1;
-        canvas.cursor_row = row;
+    // Returns the line that is typed, if one is, and sets the cursor's column.
+    Row last_row(int& cursor) {
         if (!over_.empty()) {
-            const int column = button(canvas, row, 0, " Enter Join again ", {Key::enter});
-            canvas.put(row, button(canvas, row, column + 1, " Esc Leave ", {Key::escape}) + 1, over_, Style::mark);
-            return;
+            return {button(" Enter Join again ", {Key::enter}),
+                    {" ", Style::plain},
+                    button(" Esc Leave ", {Key::escape}),
+                    {' ' + over_, Style::mark}};
         }
-        Prompt* asked = prompt();
-        if (asked == nullptr && view_ != View::chat) {
-            const int column = button(canvas, row, 0, " Esc Back ", {Key::escape});
-            const char* keys = view_ == View::rooms ? " Arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
-            canvas.put(row, column, keys, Style::faint);
-            return;
-        }
-        const Editor& editor = asked != nullptr ? asked->editor : line_;
-        const bool secret = asked != nullptr && asked->secret;
-        const std::string label = asked != nullptr ? asked->label : name_.empty() ? "" : name_ + "> ";
-        const Style style = asked != nullptr ? Style::mark : style_of_name(name_);
-        const int start = canvas.put(row, 0, label, style, canvas.columns * 2 / 3);
-        const int room = canvas.columns - start;
-        const int cursor = columns_of(editor.before_cursor());
-        const int step = std::max(room / 2, 1);
-        const int hidden = cursor < room ? 0 : ((cursor - room) / step + 1) * step;
+        const Prompt* asked = prompt();
+        if (asked != nullptr) return typed_row({asked->label, Style::mark}, asked->editor, asked->secret, cursor);
+        const std::string label = name_.empty() ? "" : name_ + "> ";
+        if (view_ == View::chat) return typed_row({label, style_of_name(name_)}, line_, false, cursor);
+        const char* keys = view_ == View::rooms ? " Arrows choose, Enter joins." : " PgDn and PgUp show the rest.";
+        return {button(" Esc Back ", {Key::escape}), {keys, Style::faint}};
+    }
+
+    // A line that is too wide is scrolled to the left, by half of the space there is each time.
+    Row typed_row(Piece label, const Editor& editor, bool secret, int& cursor) const {
+        const int start = std::min(columns_of(label.text), columns_ * 2 / 3), room = columns_ - start;
+        const int before = columns_of(editor.before_cursor()), step = std::max(room / 2, 1);
+        int hidden = before < room ? 0 : ((before - room) / step + 1) * step;
+        cursor = std::min(start + before - hidden, columns_ - 1);
+        label.text = padded(label.text, start);
         const std::string stars(static_cast<std::size_t>(columns_of(editor.text())), '*');
-        canvas.put(row, start - hidden, secret ? stars : editor.text(), Style::plain, canvas.columns, start);
-        canvas.cursor_column = std::min(start + cursor - hidden, canvas.columns - 1);
+        std::string_view text = secret ? stars : editor.text();
+        while (hidden > 0 && !text.empty()) hidden -= grapheme_columns(take_grapheme(text));
+        const char* half = hidden < 0 ? " " : "";  // of a wide grapheme
+        return {label, {half + std::string(text), Style::plain}};
     }
 
     void print_end() override {
@@ -2101,7 +2015,7 @@ class ScreenClient : public Client {
     }
 
     static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
-    static constexpr std::chrono::milliseconds bell_pause{1000}, double_click{500}, reading_time{1000};
+    static constexpr std::chrono::milliseconds bell_pause{1000}, reading_time{1000};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
     static constexpr std::size_t max_listed = 10000;  // members or rooms: a server could name a million
     static constexpr long many = 1000000;             // rows: more than there are
@@ -2116,8 +2030,7 @@ class ScreenClient : public Client {
     Display display_;
     View view_ = View::chat;
     Scrollback scrollback_, help_;
-    std::string owner_;                           // of the room
-    std::string topic_;                           // of the room
+    std::string owner_, topic_;                   // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
     std::set<std::string> names_;                 // seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
@@ -2126,19 +2039,19 @@ class ScreenClient : public Client {
     Editor line_;                                 // what is typed into the chat
     std::string begun_in_;                        // the room in which it was begun
     std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
-    unsigned answer_number_ = 0;                  // of the server's question that answer_ is for
     std::string status_;                          // shown until the next key
     bool focused_ = true;                         // of the terminal's window, if it reports that
     bool entered_just_now_ = false;               // a WHO line belongs to a ROOM line
     bool bell_ = false;                           // is to be rung
-    Clock::time_point last_bell_, last_click_, last_key_, over_since_;
+    Clock::time_point last_bell_, last_key_, over_since_;
     int unread_ = 0;
-    int height_ = 1, columns_ = 1;         // of what can be scrolled, as drawn last
-    int first_row_ = 0;                    // of the rooms
+    std::vector<Row> screen_;              // as drawn last
+    int columns_ = 1;                      // of it
+    int height_ = 1;                       // of what can be scrolled there
+    long first_row_ = 0;                   // of the rooms
     std::string chosen_;                   // a room
-    std::vector<ClickTarget> targets_;     // as drawn last
-    std::vector<std::string> candidates_;  // for what is being completed
-    std::size_t candidate_ = 0, completed_from_ = 0;
+    std::vector<std::string> candidates_;  // for what is being completed: the next one first
+    std::size_t completed_from_ = 0;
 };
 
 // ---- 12. Finding a server -----------------------------------------------------------------------------

@@ -546,7 +546,10 @@ TEST(ClientTyped, PasteOutlivesTheServer) {
         alice.wait("Welcome, alice.");
         const std::string lines = numbered("line ", 1, 200);
         alice.type(form.empty() ? "\33[200~" + lines + "\33[201~\r" : lines);
-        for (int i = 1; i <= 50; ++i) bob->expect("SAY alice line " + std::to_string(i));
+        for (int i = 1; i <= 50; ++i) {
+            bob->expect("SAY alice line " + std::to_string(i));
+            alice.process.mark();  // or the terminal would be full
+        }
         server->signal(SIGKILL);
         EXPECT_EQ(server->wait_exit(), -SIGKILL);
         int said = 50;

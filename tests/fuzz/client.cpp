@@ -1,5 +1,5 @@
 // Fuzzes what the client does with bytes from the server and from the keyboard: messages, keys, the line that is
-// edited, the canvas, the display, and the scrollback.
+// edited, rows, the display, and the scrollback.
 #define main program_main
 #include "../../client.cpp"
 #undef main
@@ -16,6 +16,15 @@ Entry entry_of(std::string_view line) {
     entry.text = clean(entry.text);
     entry.name = std::min(entry.name, entry.text.size());
     return entry;
+}
+
+// Returns a row as wide as a screen.
+Row fitted(Row row, int columns) {
+    fit(row, columns);
+    int wide = 0;
+    for (const Piece& piece : row) wide += columns_of(piece.text);
+    require(wide == columns, "a row is as wide as the screen");
+    return row;
 }
 
 void check(const Editor& editor) {
@@ -45,11 +54,12 @@ std::string keys_of(std::string_view bytes, std::size_t piece) {
 void type(Bytes bytes) {
     Keys keys;
     Editor editor;
-    Canvas canvas(static_cast<int>(1 + bytes.byte() % 40), static_cast<int>(1 + bytes.byte() % 120));
+    const std::size_t height = 1 + bytes.byte() % 40;
+    const int columns = static_cast<int>(1 + bytes.byte() % 120);
     const auto press_all = [&](bool all) {
         while (const std::optional<Typed> typed = keys.next(all)) {
             if (typed->key == Key::text || typed->key == Key::paste) editor.insert(typed->text);
-            if (typed->key == Key::enter) editor.remember(editor.text());
+            if (typed->key == Key::enter) editor.finish();
             editor.press(typed->key);
             check(editor);
         }
@@ -63,12 +73,11 @@ void type(Bytes bytes) {
     }
     press_all(true);
     editor.replace_from(editor.before_cursor().size() / 2 == 0 ? 0 : editor.before_cursor().size(), "replaced");
-    const int column = canvas.put(canvas.rows - 1, 0, editor.text(), Style::plain, canvas.columns, 0);
-    require(column >= 0, "what is drawn ends behind where it began");
+    std::vector<Row> rows(height, fitted({{editor.text(), Style::plain}}, columns));
     Display display(true);
-    display.show(canvas, "", false);
-    canvas.put(0, canvas.columns / 2, editor.text(), Style::error, canvas.columns, 3);
-    display.show(canvas, "a title", true);
+    display.show("", rows, 0, false);
+    rows[0] = fitted({{"before", Style::error}, {editor.text(), Style::bar}, {"behind", Style::plain}}, columns);
+    display.show("a title", rows, columns - 1, true);
 }
 
 void read(Bytes bytes) {
@@ -83,12 +92,7 @@ void read(Bytes bytes) {
         if (action % 3 != 0) continue;
         const auto rows = scrollback.rows(height, columns);
         require(std::cmp_less_equal(rows.size(), height), "no more rows than the window has");
-        Canvas canvas(height, columns);
-        for (std::size_t i = 0; i < rows.size(); ++i) {
-            int column = 0;
-            for (const Piece& piece : rows[i])
-                column = canvas.put(static_cast<int>(i), column, piece.text, piece.style, columns);
-        }
+        for (const Row& row : rows) fitted(row, columns);
     }
 }
 
