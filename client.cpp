@@ -2309,12 +2309,12 @@ Options read_options(int argc, char** argv) {
     Options options;
     const std::vector<std::string> colors = {"auto", "always", "never"}, bells = {"off", "private", "mention", "all"};
     const std::vector<KnownOption> known = {
-        {"name", [&] { options.name = optarg; }},
-        {"via", [&] { options.via = optarg; }},
-        {"list", [&] { options.list = true; }},
-        {"plain", [&] { options.plain = true; }},
-        {"color", [&] { options.color = one_of("--color", colors); }},
-        {"bell", [&] { options.bell = one_of("--bell", bells); }},
+        {"name", required_argument, [&] { options.name = optarg; }},
+        {"via", required_argument, [&] { options.via = optarg; }},
+        {"list", no_argument, [&] { options.list = true; }},
+        {"plain", no_argument, [&] { options.plain = true; }},
+        {"color", required_argument, [&] { options.color = one_of("--color", colors); }},
+        {"bell", required_argument, [&] { options.bell = one_of("--bell", bells); }},
     };
     read_command_line(argc, argv, "chatroom", usage, known);
     if (options.name && !valid_name(*options.name)) {

@@ -505,30 +505,30 @@ using UsageError = std::invalid_argument;  // the command line is wrong; an empt
 inline std::string program_name;  // by which it was started, for messages
 
 struct KnownOption {
-    std::string name;           // "port"
+    const char* name;           // "port"
+    int argument;               // required_argument or no_argument
     std::function<void()> set;  // finds the option's argument in optarg; throws a UsageError if it is wrong
 };
 
-// Sets the options that are given; `usage` tells which ones take an argument: "  --port N  ". --help and --version are
-// answered, and end the program. optind is then the index of what stands behind the options. Throws a UsageError.
+// Sets the options that are given; --help and --version are answered, and end the program. optind is then the index of
+// what stands behind the options. Throws a UsageError. See getopt_long(3).
 inline void read_command_line(int argc, char** argv, const std::string& title, const std::string& usage,
                               std::vector<KnownOption> known) {
     const auto answer = [](const std::string& text) {
         if (!(std::cout << text << std::flush)) throw_errno("write");
         std::exit(0);
     };
-    known.push_back({"help", [&] { answer("usage: " + program_name + usage); }});
-    known.push_back({"version", [&] { answer(title + ' ' + std::string(version) + '\n'); }});
+    known.push_back({"help", no_argument, [&] { answer("usage: " + program_name + usage); }});
+    known.push_back({"version", no_argument, [&] { answer(title + ' ' + std::string(version) + '\n'); }});
+    constexpr int first = 256;  // each has a number of its own, which is no character
     std::vector<option> names;
-    for (const auto& [name, set] : known) {
-        const std::size_t behind = usage.find("  --" + name + ' ') + name.size() + 5;
-        names.push_back({name.c_str(), usage[behind] == ' ' ? no_argument : required_argument, nullptr, 0});
+    for (const KnownOption& one : known) {
+        names.push_back({one.name, one.argument, nullptr, first + static_cast<int>(names.size())});
     }
     names.push_back({});
-    int index = 0;
-    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), &index)) != -1;) {
-        if (found != 0) throw UsageError("");  // getopt_long() has told what is wrong
-        known[static_cast<std::size_t>(index)].set();
+    for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), nullptr)) != -1;) {
+        if (found < first) throw UsageError("");  // getopt_long() has told what is wrong
+        known[static_cast<std::size_t>(found - first)].set();
     }
 }
 

@@ -2023,19 +2023,19 @@ std::vector<std::string> room_names(std::string list) {
 // Sets the options. Throws a UsageError at a wrong one.
 void read_options(int argc, char** argv) {
     const std::vector<KnownOption> known = {
-        {"port", [] { options.port = std::to_string(number_option("--port", 0, 65535)); }},
-        {"bind", [] { options.bind_address = optarg; }},
-        {"bans", [] { bans_file.path = optarg; }},
-        {"users", [] { users_file.path = optarg; }},
-        {"rooms", [] { options.rooms = room_names(optarg); }},
-        {"idle", [] { options.idle = number_option("--idle", 0, 1000000); }},
-        {"idle-public", [] { options.idle_public = number_option("--idle-public", 0, 1000000); }},
-        {"rate", [] { options.rate = number_option("--rate", 0, 1000000); }},
-        {"max-clients", [] { options.max_clients = number_option("--max-clients", 1, 1000000); }},
-        {"max-per-ip", [] { options.max_per_ip = number_option("--max-per-ip", 0, 1000000); }},
-        {"admin-password-file", [] { options.admin_password_file = optarg; }},
-        {"title", [] { options.title = clean(optarg); }},
-        {"no-discovery", [] { options.discovery = false; }},
+        {"port", required_argument, [] { options.port = std::to_string(number_option("--port", 0, 65535)); }},
+        {"bind", required_argument, [] { options.bind_address = optarg; }},
+        {"bans", required_argument, [] { bans_file.path = optarg; }},
+        {"users", required_argument, [] { users_file.path = optarg; }},
+        {"rooms", required_argument, [] { options.rooms = room_names(optarg); }},
+        {"idle", required_argument, [] { options.idle = number_option("--idle", 0, 1000000); }},
+        {"idle-public", required_argument, [] { options.idle_public = number_option("--idle-public", 0, 1000000); }},
+        {"rate", required_argument, [] { options.rate = number_option("--rate", 0, 1000000); }},
+        {"max-clients", required_argument, [] { options.max_clients = number_option("--max-clients", 1, 1000000); }},
+        {"max-per-ip", required_argument, [] { options.max_per_ip = number_option("--max-per-ip", 0, 1000000); }},
+        {"admin-password-file", required_argument, [] { options.admin_password_file = optarg; }},
+        {"title", required_argument, [] { options.title = clean(optarg); }},
+        {"no-discovery", no_argument, [] { options.discovery = false; }},
     };
     read_command_line(argc, argv, "chatroom-server", usage, known);
     if (options.title.size() > max_title) throw UsageError(concat("--title takes at most ", max_title, " bytes"));

@@ -425,7 +425,7 @@ struct Program {
           path(std::move(program)),
           man_page(std::move(page)),
           calls(std::move(names)),
-          options(found_in(read_file(file) + read_file("common.hpp"), "\\{\"([a-z-]+)\", \\[&?\\] \\{")) {}
+          options(found_in(read_file(file) + read_file("common.hpp"), "\\{\"([a-z-]+)\", (?:required|no)_argument")) {}
 
     std::string usage() const {
         Process process(path, {.args = {"--help"}});

@@ -903,6 +903,7 @@ TEST(Options, ThatAreWrongAreToldWithStatusTwo) {
         {{"--port", "12 "}, "--port takes a number"},
         {{"--port", ""}, "--port takes a number"},
         {{"--rate", "-1"}, "--rate takes a number"},
+        {{"--i", "5"}, "ambiguous"},
         {{"--rate", "0x10"}, "--rate takes a number"},
         {{"--max-clients", "0"}, "--max-clients takes a number"},
         {{"--max-per-ip", "99999999999999999999"}, "--max-per-ip takes a number"},

@@ -30,4 +30,4 @@ void tell_motd(Client& client) {\
   --motd FILE       what is told to everyone who has logged in
 
 /^        {"no-discovery", /i\
-        {"motd", [] { options.motd = optarg; }},
+        {"motd", required_argument, [] { options.motd = optarg; }},

@@ -44,4 +44,4 @@ void save_history() {\
   --history FILE    what was said in public is kept there while the server does not run
 
 /^        {"no-discovery", /i\
-        {"history", [] { options.history = optarg; }},
+        {"history", required_argument, [] { options.history = optarg; }},
