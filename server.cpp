@@ -1622,23 +1622,20 @@ bool confirmed(const Lock& lock, Client& user, std::string_view command, std::st
     return false;
 }
 
-void shut_down(const Client& user) {
+void shut_down(Lock& lock, Client& user, std::string_view code) {
+    if (code.empty() && !user.admin) return error(lock, user, "The form is: /shutdown CODE");
+    const auto is_right = [&] { return same_secret(code, options.exit_code); };
+    std::string_view problem;
+    if (!code.empty()) problem = check_secret(user, "the server's end", "That is not the exit code.", is_right);
+    if (!problem.empty()) return error(lock, user, problem);
     log_event(concat("shutdown by ", user.name, "."));
     stop_request->set();
 }
 
-void shut_down_by_code(Lock& lock, Client& user, std::string_view code) {
-    if (code.empty() && user.admin) return shut_down(user);
-    if (code.empty()) return error(lock, user, "The form is: /shutdown CODE");
-    const auto problem = check_secret(user, "the server's end", "That is not the exit code.",
-                                      [&] { return same_secret(code, options.exit_code); });
-    if (!problem.empty()) return error(lock, user, problem);
-    shut_down(user);
-}
-
 void close_room(Lock& lock, Client& user, std::string_view /*rest*/) {
     if (!in_public(user)) return empty_room(lock, *user.room, user, "closed");
-    if (confirmed(lock, user, "close", "That shuts the server down, for everyone in all rooms.")) shut_down(user);
+    const std::string_view warning = "That shuts the server down, for everyone in all rooms.";
+    if (confirmed(lock, user, "close", warning)) shut_down(lock, user, "");
 }
 
 void set_topic(Lock& lock, Client& user, std::string_view text) {
@@ -1790,7 +1787,7 @@ constexpr Command commands[] = {
     {"quit", "", clients, quit_chat, "leaves the chat", "/quit"},
     {"exit", "", clients, quit_chat, "leaves the chat", "/exit"},
     {"password", "", accounts, change_password, "changes your password", "/password"},
-    {"shutdown", "[CODE]", everyone, shut_down_by_code, "shuts the server down; all but the admin need the exit code",
+    {"shutdown", "[CODE]", everyone, shut_down, "shuts the server down; all but the admin need the exit code",
      "/shutdown 12345"},
     {"kick", "NAME", owner, kick, "moves NAME out of your room; in public, disconnects NAME", "/kick bob"},
     {"close", "", owner, close_room, "closes your room; in public, shuts the server down", "/close"},
