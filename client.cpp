@@ -49,7 +49,7 @@ bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) !
 
 // Any thread. Adds what can be read to a buffer that has add(). Returns false at the end. Blocks until then.
 bool read_into(auto& buffer, int fd) {
-    std::array<char, 65536> bytes{};
+    std::array<char, 16384> bytes{};
     const ssize_t count = read(fd, bytes.data(), bytes.size());
     if (count > 0) buffer.add({bytes.data(), static_cast<std::size_t>(count)});
     return count > 0 || (count < 0 && errno == EINTR);
@@ -2208,7 +2208,7 @@ class HelperConnection : public Connection {
         if (pid_ == 0) return;
         const int status = end_helper();
         pollfd polled{errors_.get(), POLLIN, 0};
-        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());  // as much as a pipe can hold
+        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());
         if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
             messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
         } else if (WIFSIGNALED(status)) {

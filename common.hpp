@@ -295,28 +295,25 @@ class LineBuffer {
     // limit: the most bytes a line may have, without its end. About that much is kept, however long a line is.
     explicit LineBuffer(std::size_t limit) : limit_(limit) {}
 
-    void add(std::string_view bytes) {
-        bytes_.erase(0, std::exchange(start_, 0));
-        bytes_ += bytes;
-    }
+    void add(std::string_view bytes) { bytes_ += bytes; }
 
     // Returns the next line, or nothing until more bytes are added.
     std::optional<Line> next() {
         while (true) {
-            const std::size_t end = bytes_.find('\n', start_ + searched_);
+            const std::size_t end = bytes_.find('\n', searched_);
             if (end == std::string::npos) return partial();
-            std::string_view line = std::string_view(bytes_).substr(start_, end - start_);
-            start_ = end + 1;
+            std::string line = bytes_.substr(0, end);
+            bytes_.erase(0, end + 1);
             searched_ = 0;
-            if (line.ends_with('\r')) line.remove_suffix(1);
+            if (line.ends_with('\r')) line.pop_back();
             if (std::exchange(discarding_, false)) continue;
-            return line.size() > limit_ ? Line{"", true} : Line{std::string(line)};
+            return line.size() > limit_ ? Line{"", true} : Line{line};
         }
     }
 
     // At the end of the stream: returns what came after the last line's end, if anything.
     std::optional<Line> last() {
-        if (start_ == bytes_.size()) return std::nullopt;
+        if (bytes_.empty()) return std::nullopt;
         bytes_ += '\n';
         return next();
     }
@@ -324,19 +321,18 @@ class LineBuffer {
    private:
     // Tells of a line that is too long as soon as that is certain, and begins to throw it away.
     std::optional<Line> partial() {
-        searched_ = bytes_.size() - start_;
+        searched_ = bytes_.size();
         const bool too_long = searched_ > limit_ + 1;  // the one more could be a '\r'
         if (!too_long && !discarding_) return std::nullopt;
         bytes_.clear();
-        start_ = searched_ = 0;
+        searched_ = 0;
         if (std::exchange(discarding_, true)) return std::nullopt;
         return Line{"", true};
     }
 
     std::size_t limit_;
-    std::string bytes_;         // received, and not yet a whole line from start_ on
-    std::size_t start_ = 0;     // where the next line begins
-    std::size_t searched_ = 0;  // bytes from there on that are known to hold no '\n'
+    std::string bytes_;         // received, from the start of the next line on
+    std::size_t searched_ = 0;  // bytes of it that are known to hold no '\n'
     bool discarding_ = false;   // the line that is coming in was too long
 };
 

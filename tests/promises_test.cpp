@@ -628,8 +628,9 @@ TEST(OneOwner, NothingIsLeftOfAHundredConnections) {
         alice.expect("SAY alice still here");
     }
     for (Peer& peer : half_closed) peer.expect_closed();
-    EXPECT_TRUE(eventually([&] { return thread_count(server.pid()) == threads; }, 10)) << thread_count(server.pid());
-    EXPECT_TRUE(eventually([&] { return descriptor_count(server.pid()) == descriptors; }, 10))
+    // One of the server's own, with nothing to do, may just have been ending.
+    EXPECT_TRUE(eventually([&] { return thread_count(server.pid()) <= threads; }, 10)) << thread_count(server.pid());
+    EXPECT_TRUE(eventually([&] { return descriptor_count(server.pid()) <= descriptors; }, 10))
         << descriptor_count(server.pid());
     EXPECT_TRUE(eventually([&] { return stack_count(server.pid(), stack) < 50; }));
     alice.send_line("/who");
