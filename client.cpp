@@ -2196,38 +2196,32 @@ class HelperConnection : public Connection {
         if (poll(polled.data(), polled.size(), -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
         const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
-        if (!open) read_last_messages();
+        if (!open) end_helper();
         while (const std::optional<Line> line = messages_.next()) {
             if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
         }
         return open;
     }
 
-    // A command that has ended may have said why.
-    void read_last_messages() {
-        if (pid_ == 0) return;
-        const int status = end_helper();
-        pollfd polled{errors_.get(), POLLIN, 0};
-        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());
-        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
-            messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
-        } else if (WIFSIGNALED(status)) {
-            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
-        }
-    }
-
-    // Ends the command, and returns its status if it has ended by itself. Blocks for about a second at most.
-    int end_helper() {
+    // Ends the command if it does not end by itself, and takes its last words. Blocks for about a second at most.
+    void end_helper() {
         constexpr int patience = 20, limit = 120;  // hundredths of a second: for its own end, and for any
-        int status = 0, waited = 0;
-        if (pid_ == 0) return status;
+        if (pid_ == 0) return;
         end();
+        int status = 0, waited = 0;
         for (; waitpid(pid_, &status, WNOHANG) == 0; ++waited) {
             if (waited == patience || waited == limit) kill(pid_, waited == limit ? SIGKILL : SIGTERM);
             std::this_thread::sleep_for(10ms);
         }
         helper_pid = pid_ = 0;
-        return waited <= patience ? status : 0;
+        pollfd polled{errors_.get(), POLLIN, 0};
+        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());
+        if (waited > patience) return;  // how it ended is our doing
+        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
+            messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        } else if (WIFSIGNALED(status)) {
+            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
+        }
     }
 
     Fd errors_;
