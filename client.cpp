@@ -2101,13 +2101,14 @@ Networks list_networks() {
     return networks;
 }
 
-// Returns the answer that has come, if it is one to our question. A server on this machine answers on each of its
-// networks: it is one.
-std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const Networks& networks) {
+// Adds the server whose answer to our question has come, if it is a new one. A server on this machine answers on each
+// of its networks: it is one.
+void add_answer(const Fd& socket, std::string_view nonce, const Networks& networks, std::vector<Found>& all) {
+    constexpr std::size_t max_found = 64;
     sockaddr_in from{};
     const std::string datagram = receive_datagram(socket, from);
     std::string_view answer = datagram;
-    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return;
     const bool ours = networks.own.contains(from.sin_addr.s_addr);
     Found found;
     found.address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
@@ -2117,12 +2118,13 @@ std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, co
     found.password = login == "password";
     found.title = clean(answer);
     const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
-    return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
+    const auto is_same = [&](const Found& other) { return other.address == found.address; };
+    if (!right || (!found.password && login != "open") || std::any_of(all.begin(), all.end(), is_same)) return;
+    if (all.size() < max_found) all.push_back(found);
 }
 
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
-    constexpr std::size_t max_found = 64;
     const Networks networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
@@ -2135,14 +2137,9 @@ std::vector<Found> find_servers() {
         for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
         }
-        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
-        while (Clock::now() < until) {
+        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
             pollfd polled{socket.get(), POLLIN, 0};
-            if (poll(&polled, 1, 10) <= 0) continue;
-            const std::optional<Found> found = receive_answer(socket, nonce, networks);
-            const auto is_same = [&](const Found& other) { return other.address == found->address; };
-            if (!found || all.size() == max_found || std::any_of(all.begin(), all.end(), is_same)) continue;
-            all.push_back(*found);
+            if (poll(&polled, 1, 10) > 0) add_answer(socket, nonce, networks, all);
         }
     }
     return all;
@@ -2157,8 +2154,7 @@ void print_servers(const std::vector<Found>& all) {
     }
 }
 
-// Lets the person choose a server, or say where there is one, and returns its address. Blocks until then; throws if the
-// input ends, and a UsageError at a port that is none.
+// Returns the address that the person chooses or types. Blocks; throws if the input ends, a UsageError at a wrong port.
 Address choose_server(Keyboard& keyboard) {
     std::vector<Found> all;
     if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
@@ -2267,7 +2263,8 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 // What the options ask for decides which form is run.
 
 struct Options {
-    std::optional<std::string> name, host, port, via;
+    std::optional<std::string> name, via;
+    std::optional<Address> address;
     bool plain = false, list = false;
     std::string color = "auto", bell = "mention";
 };
@@ -2308,13 +2305,13 @@ Options read_options(int argc, char** argv) {
     if (options.name && !valid_name(*options.name)) {
         throw UsageError("a name is 3 to 12 letters and digits, a letter first");
     }
-    if (optind < argc) options.host = argv[optind++];
-    if (optind < argc) options.port = argv[optind++];
-    if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
+    const std::vector<std::string> rest(argv + optind, argv + argc);
+    if (rest.size() > 2) throw UsageError("unexpected argument '" + rest[2] + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
-    if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
-    if (options.list && options.host) throw UsageError("--list takes no host");
-    if (options.host) read_address(*options.host, options.port);
+    if (options.via && !rest.empty()) throw UsageError("with --via it is the command that knows the host");
+    if (options.list && !rest.empty()) throw UsageError("--list takes no host");
+    if (rest.size() == 1) options.address = read_address(rest[0]);
+    if (rest.size() == 2) options.address = read_address(rest[0], rest[1]);
     return options;
 }
 
@@ -2327,7 +2324,7 @@ int list_servers() {
 
 Target find_target(const Options& options, Keyboard& keyboard) {
     if (options.via) return {clean(*options.via), *options.via};
-    const Address address = options.host ? read_address(*options.host, options.port) : choose_server(keyboard);
+    const Address address = options.address ? *options.address : choose_server(keyboard);
     return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
 }
 
