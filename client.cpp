@@ -333,11 +333,10 @@ class Client {
 
    protected:
     // What the forms do in their own ways.
-    virtual void show(const Message& message, Entry entry) = 0;
+    virtual void show(const Message& message) = 0;
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
-    virtual bool stays_open() const { return false; }  // after the server has ended the chat; then it is for the person
-    virtual void print_end() {                         // both threads have ended: tells why the chat has
+    virtual void print_end() {           // both threads have ended: tells why the chat has
         if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
         if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
     }
@@ -390,16 +389,16 @@ class Client {
 
     // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
     void quit() {
-        exit_status_ = 0;
+        const bool again = std::exchange(exit_status_, 0) == 0;
         const bool is_command = logged_in_ && open_question() == 0 && !may_be_asked();
-        if (!is_command || std::exchange(quitting_, true)) return end_chat();
+        if (again || !is_command) return end_chat();
         server_->send_line("/quit");
     }
 
     // Any thread: ends the chat. error: what to tell, if neither the person wishes it nor the server has said why.
     void end_chat(const std::string& error = "") {
         if (!error.empty()) error_ = error, exit_status_ = 1;
-        quitting_ = ended_ = true;
+        ended_ = true;
         changed_.notify_all();
         stop_.set();
         server_->end();
@@ -422,10 +421,7 @@ class Client {
     void withdraw() { waiting_.erase(waiting_.begin() + (sent_ ? 1 : 0), waiting_.end()); }
 
     // Shows something of our own, in the server's words.
-    void show_notice(std::string_view line) {
-        const Message message(line);
-        show(message, message.entry());
-    }
+    void show_notice(std::string_view line) { show(Message(line)); }
 
     const Target target_;
     Wakeup stop_;                        // set once, when the chat is over
@@ -477,7 +473,7 @@ class Client {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
         const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
-        if (!answered || !returning()) show(message, message.entry());
+        if (!answered || !returning()) show(message);
         if (!message.past) update(message);
     }
 
@@ -613,7 +609,8 @@ class Client {
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
-        if (exit_status_ == 0 || !stays_open()) return end_chat();
+        if (exit_status_ == 0 || terminal_mode != whole_screen)
+            return end_chat();  // else the person joins again, or not
         over_ = message.text.empty() ? "The end." : message.text;
         server_->end();
     }
@@ -623,7 +620,7 @@ class Client {
         Lock lock(mutex_);
         const bool is_over = !over_.empty();
         changed_.wait(lock, [this] { return ended_ || over_.empty(); });
-        if (quitting_ || (!is_over && (name_.empty() || !on_terminal()))) return false;
+        if (ended_ || exit_status_ == 0 || (!is_over && (name_.empty() || !on_terminal()))) return false;
         prepare_return();
         for (std::string problem = is_over ? "Joining again" : "The connection was lost"; !ended_;) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
@@ -666,8 +663,7 @@ class Client {
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
     bool greeted_ = false;                                 // the server's first line is here
-    bool quitting_ = false;                                // the person asked for it, or the chat is over
-    int exit_status_ = 1;                                  // what to exit with
+    int exit_status_ = 1;                                  // 0: the person wishes to leave
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;     // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;     // likewise
@@ -697,11 +693,12 @@ class PlainClient : public Client {
         std::string room;
     };
 
-    void show(const Message& message, Entry entry) override {
+    void show(const Message& message) override {
         if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
         const std::string typed = std::exchange(typed_last_, "");
         const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
         if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
+        Entry entry = message.entry();
         if (message.word == "ROOM")
             entry.text = "-- " + std::string(message.fields[0]) + " -- " + std::string(message.text);
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
@@ -1481,7 +1478,7 @@ class ScreenClient : public Client {
 
     // ---- What comes (the reader)
 
-    void show(const Message& message, Entry entry) override {
+    void show(const Message& message) override {
         const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
@@ -1489,6 +1486,7 @@ class ScreenClient : public Client {
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (!message.past) note(message);
         if (answers_us || beside) return;
+        Entry entry = message.entry();
         announce(message, entry);
         scrollback_.add(std::move(entry));
     }
@@ -1618,8 +1616,6 @@ class ScreenClient : public Client {
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         scroll(key);
     }
-
-    bool stays_open() const override { return terminal_mode == whole_screen; }
 
     void click(const Typed& typed) {
         const auto row = static_cast<std::size_t>(typed.row);
