@@ -141,6 +141,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
+    watch_for_vanishing(socket);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
     if (!wait_for(socket.get(), POLLOUT, stop, connect_limit)) return ETIMEDOUT;
     int error = 0;
@@ -173,9 +174,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
 // Returns a connection to the server. Blocks, or throws, as connect_to() does. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
-    Fd socket = connect_to(target, stop);
-    watch_for_vanishing(socket);
-    return std::make_shared<Connection>(std::move(socket));
+    return std::make_shared<Connection>(connect_to(target, stop));
 }
 
 // ---- 3. The server's words ----------------------------------------------------------------------------
@@ -688,8 +687,7 @@ class PlainClient : public Client {
    private:
     // What was true when a line may have been begun, which the kernel edits: when the one before it was done.
     struct Begun {
-        Question question;
-        unsigned number;  // open_question()
+        unsigned question;  // open_question()
         std::string room;
     };
 
@@ -707,9 +705,9 @@ class PlainClient : public Client {
     void refresh() override {
         std::cout << std::flush;
         if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
-        if (!begun_ && takes_line()) begun_ = Begun{question_, open_question(), heading()};
-        const Question begun_for = begun_ ? begun_->question : Question::none;  // what was begun hidden stays so
-        set_terminal(std::max(question_, begun_for) >= Question::password ? typing_hidden : original);
+        const bool secret = question_ >= Question::password;
+        if (!begun_ || secret) set_terminal(secret ? typing_hidden : original);  // what was begun hidden stays so
+        if (!begun_ && takes_line()) begun_ = Begun{open_question(), heading()};
     }
 
     bool takes_line() const { return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle()); }
@@ -730,7 +728,7 @@ class PlainClient : public Client {
     void enter_line(const Line& line, const Begun& begun) {
         if (line.too_long) {
             std::cerr << program_name << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (typed_ && begun.number != open_question()) {
+        } else if (typed_ && begun.question != open_question()) {
             show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
         } else if (open_question() != 0) {
             answer(line.text);
@@ -743,9 +741,8 @@ class PlainClient : public Client {
 
     void say(const std::string& text, const std::string& room) {
         const std::string line = text.empty() ? held_ : text;
-        held_.clear();
-        if (!same_name(room, heading())) {
-            held_ = line;
+        held_ = same_name(room, heading()) ? "" : line;
+        if (!held_.empty()) {
             show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
         } else if (!submit(line)) {
             show_notice("ERR Too much waits already: that line was not sent.");
