@@ -42,7 +42,10 @@ std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the te
 void set_terminal(TerminalMode mode);
 
 // Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
-bool in_foreground();
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
+}
 
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
@@ -313,20 +316,22 @@ class Client {
         : target_(std::move(target)), server_(open_connection(target_, stop_, true)), name_to_send_(std::move(name)) {}
     virtual ~Client() = default;
 
-    // Starts both threads. Blocks until the chat is over, and returns the exit status.
+    // Starts both threads. Blocks until the chat is over, tells why it is, and returns the exit status.
     int run() {
         std::thread reader(&Client::read, this);
         std::thread writer([this] {
             name_thread("writer");
             Lock lock(mutex_);
             changed_.wait(lock, [this] { return greeted_ || ended_; });
-            if (!ended_) write(lock);
+            write(lock);
         });
         writer.join();
         reader.join();
         if (exit_status_ != 0 && in_foreground()) tcflush(STDIN_FILENO, TCIFLUSH);  // half a line is not the shell's
         set_terminal(original);
-        print_end();
+        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
+        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
+        if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
         return exit_status_;
     }
 
@@ -335,10 +340,6 @@ class Client {
     virtual void show(const Message& message) = 0;
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
-    virtual void print_end() {           // both threads have ended: tells why the chat has
-        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
-        if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
-    }
 
     // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
@@ -351,8 +352,7 @@ class Client {
 
     // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
     std::string heading() const {
-        const auto last =
-            std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
+        const auto last = std::find_if(waiting_.rbegin(), waiting_.rend(), [](auto& l) { return !l.leads_to.empty(); });
         return last == waiting_.rend() ? room_ : last->leads_to;
     }
 
@@ -403,12 +403,6 @@ class Client {
         server_->end();
     }
 
-    // The writer: after the server has ended the chat, joins again.
-    void join_again() {
-        over_.clear();
-        changed_.notify_all();
-    }
-
     // The writer: tells the server, now and then, that there is somebody, by an empty line, which it skips.
     void show_life() {
         if (!is_idle() || Clock::now() - last_life_ < std::chrono::seconds(30)) return;
@@ -434,6 +428,7 @@ class Client {
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
     bool ended_ = false;           // the chat is over
     std::string over_;             // why the server has ended it; empty: it has not, or there is no way back
+    std::string last_words_;       // the server's, if they vanish with the screen
     std::string error_;            // why it is, if the server has not said
     std::string trouble_;          // what is wrong with the connection now
     std::string name_;             // ours, as the server has it; empty before the login
@@ -468,20 +463,18 @@ class Client {
         return !ended_;
     }
 
+    // Shows a line, and keeps what we know up to date.
     void handle_line(std::string_view line) {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
-        const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
-        if (!answered || !returning()) show(message);
-        if (!message.past) update(message);
-    }
-
-    // Keeps what we know up to date.
-    void update(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
+        const bool known = word == "PASS" && !password_to_send_.empty();  // what to answer
+        if (!returning() || (word != "NICK" && !known)) show(message);    // on the way back we answer by ourselves
+        if (message.past) return;
         if (sent_ && answers(message, waiting_.front())) confirm_line();
         if (word == "NICK") answer_name();
-        if (word == "PASS") answer_password();
+        if (known) server_->send_line(std::exchange(password_to_send_, ""));
+        if (word == "PASS" && !known) set_question(Question::password);
         if (word == "NEWPASS") set_question(Question::new_password);
         if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
         if (word == "INFO" && answered_ >= Question::new_password) complete_password();
@@ -581,11 +574,6 @@ class Client {
         } else {
             set_question(Question::name);
         }
-    }
-
-    void answer_password() {
-        if (!password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
-        set_question(Question::password);
     }
 
     void complete_login(std::string_view name) {
@@ -697,8 +685,7 @@ class PlainClient : public Client {
         const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
         if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
         Entry entry = message.entry();
-        if (message.word == "ROOM")
-            entry.text = "-- " + std::string(message.fields[0]) + " -- " + std::string(message.text);
+        if (message.word == "ROOM") entry.text = "-- " + message.part('1') + " -- " + message.part('t');
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
@@ -775,8 +762,7 @@ static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<cons
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
 constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
 
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes, or is gone; but no longer than half a
-// second, if it is not to be patient.
+// Any thread, signal handlers. Blocks until the terminal has taken the bytes, or is gone; impatient, for half a second.
 void write_to_terminal(std::string_view bytes, bool patient) {
     const int flags = fcntl(STDOUT_FILENO, F_GETFL);
     if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
@@ -807,11 +793,6 @@ void set_terminal(TerminalMode mode) {
     terminal_mode = mode;
     tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
     if (mode == whole_screen) write_to_terminal(open_screen, false);
-}
-
-bool in_foreground() {
-    const pid_t group = tcgetpgrp(STDIN_FILENO);
-    return group < 0 || group == getpgrp();
 }
 
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
@@ -1458,6 +1439,7 @@ class ScreenClient : public Client {
         std::istringstream help{std::string(info_text)};
         for (std::string line; std::getline(help, line);) help_.add({.text = line});
     }
+    ~ScreenClient() override { screen_signal = nullptr; }
 
    private:
     // As it is shown: its number, its name, how many are in it, whether it has a code, who made it, and when.
@@ -1609,7 +1591,7 @@ class ScreenClient : public Client {
     // Enter may have been meant for the line that was being typed.
     void press_at_end(Key key) {
         const bool meant = Clock::now() - over_since_ > reading_time;
-        if (key == Key::enter && meant) return join_again();
+        if (key == Key::enter && meant) over_.clear(), changed_.notify_all();  // joins again: reconnect()
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         scroll(key);
     }
@@ -1995,12 +1977,6 @@ class ScreenClient : public Client {
         return {label, {half + std::string(text), Style::plain}};
     }
 
-    void print_end() override {
-        screen_signal = nullptr;
-        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
-        Client::print_end();
-    }
-
     static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, reading_time{1000};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
@@ -2022,7 +1998,6 @@ class ScreenClient : public Client {
     std::set<std::string> names_;                 // seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
-    std::string last_words_;                      // of the server
     Editor line_;                                 // what is typed into the chat
     std::string begun_in_;                        // the room in which it was begun
     std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
