@@ -428,8 +428,8 @@ class Client {
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
     bool ended_ = false;           // the chat is over
     std::string over_;             // why the server has ended it; empty: it has not, or there is no way back
-    std::string last_words_;       // the server's, if they vanish with the screen
     std::string error_;            // why it is, if the server has not said
+    std::string last_words_;       // the server's, if they vanish with the screen
     std::string trouble_;          // what is wrong with the connection now
     std::string name_;             // ours, as the server has it; empty before the login
     std::string room_ = "public";  // where we are
@@ -549,19 +549,14 @@ class Client {
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
-        if (question_ == Question::new_password && on_terminal() && !text.empty()) {
-            set_question(Question::repeated_password);
-            typed_password_ = text;
-            show_notice("INFO The same once more, please.");
-            return false;
-        }
-        if (question_ == Question::repeated_password && text != typed_password_) {
-            set_question(Question::new_password);
-            show_notice("ERR That was not the same. Once again: the new password, please.");
-            return false;
-        }
+        const bool first = question_ == Question::new_password && on_terminal() && !text.empty();
+        const bool differs = question_ == Question::repeated_password && text != typed_password_;
         typed_password_ = text;
-        return true;
+        if (!first && !differs) return true;
+        set_question(first ? Question::repeated_password : Question::new_password);
+        show_notice(first ? "INFO The same once more, please."
+                          : "ERR That was not the same. Once again: the new password, please.");
+        return false;
     }
 
     void answer_name() {
@@ -596,9 +591,8 @@ class Client {
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
-        if (exit_status_ == 0 || terminal_mode != whole_screen)
-            return end_chat();  // else the person joins again, or not
-        over_ = message.text.empty() ? "The end." : message.text;
+        if (exit_status_ == 0 || terminal_mode != whole_screen) return end_chat();
+        over_ = message.text.empty() ? "The end." : message.text;  // on the screen, the person may join again
         server_->end();
     }
 
@@ -609,7 +603,8 @@ class Client {
         changed_.wait(lock, [this] { return ended_ || over_.empty(); });
         if (ended_ || exit_status_ == 0 || (!is_over && (name_.empty() || !on_terminal()))) return false;
         prepare_return();
-        for (std::string problem = is_over ? "Joining again" : "The connection was lost"; !ended_;) {
+        std::string problem = is_over ? "Joining again" : "The connection was lost";
+        while (!ended_ && !problem.empty()) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
             if (delay < max_delay) show_notice("ERR " + problem + "; " + trouble_ + ".");
@@ -618,9 +613,8 @@ class Client {
             lock.unlock();
             problem = connect_again();
             lock.lock();
-            if (problem.empty()) return !ended_;
         }
-        return false;
+        return !ended_;
     }
 
     // After the login we are in public: what goes first is to join the room where we were.
