@@ -812,11 +812,8 @@ void stop_by_signal(int number) {
     pthread_sigmask(SIG_SETMASK, &none, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (mode == whole_screen) {
-        reopen_screen = true;
-    } else if (in_foreground()) {
-        set_terminal(mode);
-    }
+    if (mode == whole_screen) reopen_screen = true;
+    if (mode != whole_screen && in_foreground()) set_terminal(mode);
     wake_writer();
     errno = saved;
 }
@@ -2108,9 +2105,8 @@ std::vector<Found> find_servers() {
 }
 
 void print_servers(const std::vector<Found>& all) {
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const Found& found = all[i];
-        std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
+    for (int number = 1; const Found& found : all) {
+        std::cout << std::setw(3) << number++ << "  " << padded(found.title, 30) << "  "
                   << padded(found.address.host + ':' + found.address.port, 21) << "  " << found.people << " there"
                   << (found.password ? ", password needed\n" : "\n");
     }
@@ -2124,17 +2120,15 @@ Address choose_server(Keyboard& keyboard) {
         all = find_servers();
         std::cout << (all.empty() ? "None has answered.\n" : "");
     }
-    if (all.empty()) {
-        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
-        return read_address(address.host, keyboard.ask("Port", address.port));
-    }
     print_servers(all);
-    while (true) {
+    while (!all.empty()) {
         const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
         const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
         if (number) return all[static_cast<std::size_t>(*number - 1)].address;
         if (!answer.empty() && !parse_number(answer, 0, LONG_MAX)) return read_address(answer);
     }
+    const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
+    return read_address(address.host, keyboard.ask("Port", address.port));
 }
 
 // ---- 13. The helper command ---------------------------------------------------------------------------
