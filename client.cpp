@@ -468,18 +468,16 @@ class Client {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
         const std::string_view word = message.word, name = message.fields[0];
-        const bool known = word == "PASS" && !password_to_send_.empty();  // what to answer
-        if (!returning() || (word != "NICK" && !known)) show(message);    // on the way back we answer by ourselves
+        const bool answered = word == "NICK" || (word == "PASS" && !password_to_send_.empty());
+        if (!answered || !returning()) show(message);  // on the way back we answer by ourselves
         if (message.past) return;
         if (sent_ && answers(message, waiting_.front())) confirm_line();
         if (word == "NICK") answer_name();
-        if (known) server_->send_line(std::exchange(password_to_send_, ""));
-        if (word == "PASS" && !known) set_question(Question::password);
+        if (word == "PASS") answer_password();
         if (word == "NEWPASS") set_question(Question::new_password);
         if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
         if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
-        if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
@@ -571,11 +569,17 @@ class Client {
         }
     }
 
+    void answer_password() {
+        if (password_to_send_.empty()) return set_question(Question::password);
+        server_->send_line(std::exchange(password_to_send_, ""));
+    }
+
     void complete_login(std::string_view name) {
         complete_password();
         name_ = valid_name(name) ? name : "";
         delay_ = first_delay;
         trouble_.clear();
+        if (notice_ != nullptr) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
     }
 
     void enter_room(std::string_view name, std::string_view code) {
