@@ -2100,7 +2100,7 @@ std::vector<Found> find_servers() {
         for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
         }
-        for (const auto until = Clock::now() + 500ms; Clock::now() < until;) {
+        for (const auto until = Clock::now() + std::chrono::milliseconds(500); Clock::now() < until;) {
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, 10) > 0) add_answer(socket, nonce, networks, all);
         }
