@@ -760,7 +760,7 @@ static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<cons
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
 constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
 
-// Any thread, signal handlers. Blocks until the terminal has taken the bytes, or is gone; impatient, for half a second.
+// Any thread, and signal handlers. Blocks until the terminal has the bytes, or is gone; if impatient, half a second.
 void write_to_terminal(std::string_view bytes, bool patient) {
     const int flags = fcntl(STDOUT_FILENO, F_GETFL);
     if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
