@@ -691,7 +691,8 @@ class PlainClient : public Client {
         std::cout << std::flush;
         if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
         const bool secret = question_ >= Question::password;
-        if (!begun_ || secret) set_terminal(secret ? typing_hidden : original);  // what was begun hidden stays so
+        const bool for_question = begun_ && begun_->question != 0;  // what was begun hidden stays so
+        if (secret || !for_question) set_terminal(secret ? typing_hidden : original);
         if (!begun_ && takes_line()) begun_ = Begun{open_question(), heading()};
     }
 
