@@ -93,8 +93,7 @@ struct Audience;
 struct Outbox {
     Audience* room = nullptr;  // where the client is: see Sender
     std::size_t seen = 0;  // bytes of that room's text which are in `unsent` already, or which were said before it came
-    std::string unsent;    // lines for the client's socket
-    std::size_t sent = 0;  // bytes of it which the socket has taken
+    std::string unsent;    // lines, or what the client's socket has not yet taken of them
     bool in_hand = false;  // the sender has it on its list
     bool full = false;     // the socket takes no more at present
     const char* problem = nullptr;  // why it gets no more at all, if so
@@ -365,11 +364,7 @@ class Sender {
 
     void add(Client& client, std::string_view text) {
         Outbox& out = client.outbox;
-        if (out.problem != nullptr) {
-            client.backlog -= text.size();
-            return;
-        }
-        out.unsent.erase(0, std::exchange(out.sent, 0));
+        if (out.problem != nullptr) return;
         if (out.unsent.empty()) out.progress = round_;
         out.unsent += text;
         take_in_hand(client);
@@ -396,14 +391,13 @@ class Sender {
     // One call, which takes what the socket has space for.
     void send_to(Client& client) {
         Outbox& out = client.outbox;
-        const std::string_view rest = std::string_view(out.unsent).substr(out.sent);
-        if (rest.empty()) return;
-        const ssize_t count = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
+        if (out.unsent.empty()) return;
+        const ssize_t count = send(client.socket.get(), out.unsent.data(), out.unsent.size(), MSG_DONTWAIT);
         if (count < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS) out.problem = "lost the connection.";
         const auto taken = static_cast<std::size_t>(std::max<ssize_t>(count, 0));
-        out.full = taken < rest.size();
+        out.full = taken < out.unsent.size();
         if (taken == 0) return;
-        out.sent += taken;
+        out.unsent.erase(0, taken);
         out.progress = round_;
         const std::size_t before = client.backlog.fetch_sub(taken);
         if (before >= pause_backlog && before - taken < pause_backlog) news_.push_back(&client);
@@ -412,15 +406,12 @@ class Sender {
     // Whether nothing is left to be sent to a client; then it is no longer in hand.
     bool is_done(Client& client) {
         Outbox& out = client.outbox;
-        const std::size_t left = out.unsent.size() - out.sent;
-        if (left > max_backlog) out.problem = "could not keep up: 1 MiB waited.";
+        if (out.unsent.size() > max_backlog) out.problem = "could not keep up: 1 MiB waited.";
         if (out.full && round_ - out.progress > max_stall)
             out.problem = "took nothing of what was sent for 10 seconds.";
-        if (left > 0 && out.problem == nullptr) return false;
-        client.backlog -= left;
+        if (!out.unsent.empty() && out.problem == nullptr) return false;
         out.unsent.clear();
         if (out.unsent.capacity() > 1024) out.unsent.shrink_to_fit();  // there may be thousands at rest
-        out.sent = 0;
         out.full = out.in_hand = false;
         if (out.problem != nullptr || out.releasing) news_.push_back(&client);
         return true;
