@@ -250,12 +250,6 @@ inline std::size_t screen_width() {
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
-// Returns the columns of a character, at most: the locale has them, or it may be two. See wcwidth(3).
-inline std::size_t max_columns(char32_t code) {
-    const int known = code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(code));
-    return known < 0 ? 2 : static_cast<std::size_t>(known);
-}
-
 // Returns lines as rows for a screen of so many columns (0: as they are), broken at spaces, or within a long word. All
 // but a line's first row are indented: what is far behind in a long line cannot pass for another one (promise 3).
 inline std::string wrapped(std::string_view lines, std::size_t columns) {
@@ -265,7 +259,8 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
     std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
     for (Character next; !lines.empty(); lines.remove_prefix(next.bytes)) {
         next = decode_utf8(lines);
-        const std::size_t width = max_columns(next.code);
+        const int known = next.code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(next.code));
+        const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);  // unknown: it may be two
         if (column + width > columns) {
             if (word == 0 || next.code == ' ') word = text.size(), word_column = column;
             text.insert(word, '\n' + std::string(indent));

@@ -584,12 +584,9 @@ void wait_until_taken(Lock& lock, Client& client) {
 // Waits until the client may be heard: while it is ahead of its rate, and while it does not read what is sent to it.
 void throttle(Client& client) {
     const auto now = Clock::now();
-    auto allowed = now;
-    if (options.rate > 0) {
-        const auto interval = Clock::duration(1s) / options.rate;
-        client.next_allowed = std::max(client.next_allowed, now) + interval;
-        allowed = client.next_allowed - burst * interval;
-    }
+    const Clock::duration interval = options.rate > 0 ? Clock::duration(1s) / options.rate : Clock::duration::zero();
+    client.next_allowed = std::max(client.next_allowed, now) + interval;
+    const auto allowed = client.next_allowed - burst * interval;
     if (allowed <= now && client.backlog < pause_backlog) return;
     Lock lock(chat.mutex);
     client.changed.wait_until(lock, allowed, [&] { return client.closing.load(); });
@@ -1515,9 +1512,9 @@ void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
     const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
     post(lock, user, concat("ROOMS ", chat.rooms.size(), fields));
     for (const Room& room : chat.rooms) {
-        const std::string line =
-            concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator);
-        post(lock, user, concat(line, " ", utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
+        post(lock, user,
+             concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator, " ",
+                    utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
     }
 }
 
@@ -1879,11 +1876,6 @@ void show_operator(std::string_view line) {
     log_line("-", concat(from, " -> ", to, ": ", line));
 }
 
-void run_operator_line(const Line& line) {
-    if (line.too_long) return tell_error(operator_client, "That line was too long.");
-    handle_line(operator_client, clean(line.text));
-}
-
 // The console's thread: does what the operator types, until there is no more of it. The server runs on without.
 void run_console() {
     name_thread("console");
@@ -1895,7 +1887,10 @@ void run_console() {
         if (in_background && wait_for_stop(1s)) return;
         ended = count == 0 || (count < 0 && !in_background && errno != EINTR && errno != EAGAIN);
         if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) run_operator_line(*line);
+        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) {
+            if (line->too_long) tell_error(operator_client, "That line was too long.");
+            handle_line(operator_client, clean(line->text));
+        }
     }
 }
 
