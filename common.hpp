@@ -27,7 +27,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <ctime>
 #include <cwchar>
@@ -225,21 +224,17 @@ inline std::string clean(std::string_view text) {
     constexpr char32_t black_flag = 0x1F3F4;  // the tags after it name a region: Scotland, say
     std::string result;
     result.reserve(text.size());
-    for (bool in_flag = false; !text.empty();) {
-        const std::size_t telnet = telnet_command(text);
-        const Character next = telnet > 0 ? Character{} : decode_utf8(text);
-        const std::string_view bytes = text.substr(0, telnet > 0 ? telnet : next.bytes);
-        text.remove_prefix(bytes.size());
-        if (telnet > 0) continue;
+    std::size_t bytes = 0;  // of what comes next
+    for (bool in_flag = false; !text.empty(); text.remove_prefix(bytes)) {
+        bytes = telnet_command(text);
+        if (bytes > 0) continue;
+        const Character next = decode_utf8(text);
+        bytes = next.bytes;
         const bool flag_tag = in_flag && next.code >= 0xE0020 && next.code <= 0xE007F;
         in_flag = flag_tag || next.code == black_flag;
-        if (next.code == '\t') {
-            result += ' ';
-        } else if (next.valid && (flag_tag || !is_harmful(next.code))) {
-            result += bytes;
-        } else {
-            result += "\xEF\xBF\xBD";  // U+FFFD
-        }
+        const bool good = next.valid && (flag_tag || !is_harmful(next.code));
+        const std::string_view replacement = next.code == '\t' ? " " : "\xEF\xBF\xBD";  // U+FFFD
+        result += good ? text.substr(0, bytes) : replacement;
     }
     return result;
 }

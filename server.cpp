@@ -150,11 +150,11 @@ struct Room {
 
 struct Chat {
     std::mutex mutex;
-    std::unordered_set<Client*> connected;                       // those who are still logging in included
-    std::unordered_map<std::string, long> connections;           // by network_of() their address: how many
-    std::unordered_map<std::string, Client*> by_name;            // by key: everyone who is logged in, and the operator
-    std::list<Room> rooms;                                       // the first is public
-    std::map<std::string, std::vector<const Client*>> ignorers;  // by key: those who do not want to hear a person
+    std::unordered_set<Client*> connected;                     // those who are still logging in included
+    std::unordered_map<std::string, long> connections;         // by network_of() their address: how many
+    std::unordered_map<std::string, Client*> by_name;          // by key: everyone who is logged in, and the operator
+    std::list<Room> rooms;                                     // the first is public
+    std::set<std::pair<std::string, const Client*>> ignorers;  // by key: a client that does not want to hear a person
     std::set<std::string> blocked;       // keys of those whom only the admin and the operator hear
     std::condition_variable empty;       // nobody is connected any more
     std::thread last_ended;              // the client's thread that ended last: see end_thread()
@@ -168,8 +168,7 @@ bool is_operator(const Client& client) { return &client == &operator_client; }
 Room& public_room() { return chat.rooms.front(); }
 
 bool ignores(const Lock& /*held*/, const Client& client, const std::string& key) {
-    const auto found = chat.ignorers.find(key);
-    return found != chat.ignorers.end() && std::count(found->second.begin(), found->second.end(), &client) > 0;
+    return chat.ignorers.contains({key, &client});
 }
 
 // The doors to what people rely on; what each function does is said where it stands.
@@ -203,7 +202,7 @@ int open_listeners(std::vector<Fd>& listeners);
 struct Mail {
     enum Action { say, tell, enter, leave, release };
     Action action;
-    int room;        // say, enter: the number of the room
+    int room;        // say, enter, leave: the number of the room
     Client* client;  // all but say
     std::string text = {};
     std::vector<const Client*> ignorers = {};  // say: members who are not to get it
@@ -493,11 +492,12 @@ void announce(const Lock& lock, const Room& room, std::string_view word, std::st
 void say(const Lock& lock, const Client& from, std::string_view word, std::string_view text) {
     const std::string line = concat(word, " ", from.name, " ", text);
     const std::string in_history = concat("PAST ", utc_time(std::time(nullptr)), " ", line);
-    const auto ignorers = chat.ignorers.find(from.key);
+    std::vector<const Client*> ignorers;
+    auto next = chat.ignorers.lower_bound({from.key, nullptr});
+    for (; next != chat.ignorers.end() && next->first == from.key; ++next) ignorers.push_back(next->second);
     for (Room& room : chat.rooms) {
         if (&room != from.room && !is_operator(from)) continue;
-        sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n',
-                            ignorers == chat.ignorers.end() ? std::vector<const Client*>() : ignorers->second});
+        sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n', ignorers});
         room.history.emplace_back(from.key, in_history);
         if (room.history.size() > history_lines) room.history.pop_front();
     }
@@ -549,7 +549,7 @@ void remove(const Lock& lock, Client& client, std::string_view reason) {
     }
     leave(lock, client, reason);
     chat.by_name.erase(client.key);
-    for (auto& [key, ignorers] : chat.ignorers) std::erase(ignorers, &client);
+    std::erase_if(chat.ignorers, [&](const auto& ignored) { return ignored.second == &client; });
 }
 
 // Ends a client's time here by its own thread: last_line is the last that it is sent, the reason is for its room.
@@ -1492,15 +1492,11 @@ void reply(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void ignore(Lock& lock, Client& user, std::string_view rest) {
-    const auto ignorers = chat.ignorers.find(fold(rest));
-    if (ignorers != chat.ignorers.end() && std::erase(ignorers->second, &user) > 0) {
-        if (ignorers->second.empty()) chat.ignorers.erase(ignorers);
-        return info(lock, user, "You hear ", rest, " again.");
-    }
+    if (chat.ignorers.erase({fold(rest), &user}) > 0) return info(lock, user, "You hear ", rest, " again.");
     const Client& target = find(lock, rest);
     if (&target == &user || is_operator(target)) return error(lock, user, "Not yourself, and not the server.");
     if (target.admin) return error(lock, user, "The admin cannot be ignored.");
-    chat.ignorers[target.key].push_back(&user);
+    chat.ignorers.emplace(target.key, &user);
     info(lock, user, "You no longer hear ", target.name, ". The same command undoes it.");
 }
 
