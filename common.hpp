@@ -1,5 +1,4 @@
-// common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
-// addresses, discovery and starting.
+// common.hpp: what both programs need: errors, descriptors, text, lines, words, addresses, discovery, starting.
 //
 // Up to section 7 no function keeps state of its own: each may be called from any thread. Only resolve() blocks.
 
@@ -138,8 +137,7 @@ class Wakeup {
     Fd read_end_, write_end_;
 };
 
-// Waits until a descriptor can be read or written (POLLIN, POLLOUT) or has failed, for so many milliseconds at most.
-// False: that was too long, or `stop` was set.
+// Waits until a descriptor is ready (POLLIN, POLLOUT) or has failed. False: `stop` was set, or `limit` ms are over.
 inline bool wait_for(int fd, short events, const Wakeup& stop, int limit = -1) {
     std::array<pollfd, 2> polled{{{fd, events, 0}, {stop.fd(), POLLIN, 0}}};
     while (poll(polled.data(), polled.size(), limit) < 0 && errno == EINTR) continue;
@@ -211,11 +209,8 @@ inline bool is_harmful(char32_t code) {
 inline std::size_t telnet_command(std::string_view text) {
     const auto command = static_cast<unsigned char>(text.size() > 1 ? text[1] : '\0');
     if (text[0] != '\xFF' || command < 0xF0 || command == 0xFF) return 0;
-    if (command == 0xFA) {  // a subnegotiation goes on to IAC SE
-        const std::size_t end = text.find("\xFF\xF0");
-        return end == std::string_view::npos ? text.size() : end + 2;
-    }
-    return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());  // the upper ones name an option
+    if (command == 0xFA) return std::min(text.find("\xFF\xF0"), text.size() - 2) + 2;  // to IAC SE, or the end
+    return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());                 // the upper ones name an option
 }
 
 // Returns a line as it may be shown on any screen and written to any file (promise 3): tabs become spaces, telnet's
@@ -392,8 +387,7 @@ inline std::string utc_time(std::time_t time) {
 
 // ---- 6. Addresses -------------------------------------------------------------------------------------
 
-// Returns an address, or a network such as "10.1.0.0/16", as it is always written: the bits that do not count are 0.
-// Empty if text is neither.
+// Returns an address or a network ("10.1.0.0/16") as it is always written, with 0 for what does not count, or "".
 inline std::string normal_address(const std::string& text) {
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
@@ -478,8 +472,7 @@ inline std::string make_question(std::string_view nonce) {
     return question;
 }
 
-// Returns the datagram that has come, or an empty text; `from` is then whose it is. One byte more than is allowed is
-// read, to see that a datagram is too long.
+// Returns the datagram that has come, or "", and sets whose it is. One byte more is read, to see that it is too long.
 inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
     std::array<char, question_bytes + 1> bytes{};
     socklen_t length = sizeof from;

@@ -89,18 +89,6 @@ bool wait_for_stop(std::chrono::milliseconds time) {
 struct Room;
 struct Audience;
 
-// What the sender keeps of a client. Only the sender's thread touches it.
-struct Outbox {
-    Audience* room = nullptr;  // where the client is: see Sender
-    std::size_t seen = 0;  // bytes of that room's text which are in `unsent` already, or which were said before it came
-    std::string unsent;    // lines, or what the client's socket has not yet taken of them
-    bool in_hand = false;  // the sender has it on its list
-    bool full = false;     // the socket takes no more at present
-    const char* problem = nullptr;  // why it gets no more at all, if so
-    bool releasing = false;         // once `unsent` is empty, the client's own thread may close the socket
-    Clock::time_point progress;     // when the socket last took something, or something began to wait
-};
-
 struct Client {
     Client(Fd fd, std::string from) : socket(std::move(fd)), address(std::move(from)) {}
 
@@ -116,8 +104,17 @@ struct Client {
     Clock::duration waited_before{};                // for the lines before that
     bool warned = false;                            // that it has been silent for long
 
-    Outbox outbox;
-    std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
+    // Only the sender's thread.
+    Audience* audience = nullptr;   // of the room where it is
+    std::size_t seen = 0;           // bytes of its text which are in `unsent` already, or were said before it came
+    std::string unsent;             // lines for its socket
+    const char* problem = nullptr;  // why it gets no more at all, if so
+    bool in_hand = false;           // the sender has it on its list
+    bool full = false;              // its socket takes no more at present
+    bool releasing = false;         // once `unsent` is empty, its own thread may close the socket
+    Clock::time_point progress;     // when the socket last took something, or something began to wait
+    // Any thread.
+    std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in `unsent`
     std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
     std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
     std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
@@ -155,10 +152,10 @@ struct Chat {
     std::unordered_map<std::string, Client*> by_name;          // by key: everyone who is logged in, and the operator
     std::list<Room> rooms;                                     // the first is public
     std::set<std::pair<std::string, const Client*>> ignorers;  // by key: a client that does not want to hear a person
-    std::set<std::string> blocked;       // keys of those whom only the admin and the operator hear
-    std::condition_variable empty;       // nobody is connected any more
-    std::thread last_ended;              // the client's thread that ended last: see end_thread()
-    std::atomic<long> bans_changed = 0;  // counts the changes, for those who are logging in: see admit()
+    std::set<std::string> blocked;  // keys of those whom only the admin and the operator hear
+    std::condition_variable empty;  // nobody is connected any more
+    std::thread last_ended;         // the client's thread that ended last: see end_thread()
+    long bans_changed = 0;          // how often, for those who are logging in: see admit()
 };
 
 Chat chat;
@@ -263,7 +260,7 @@ class Sender {
             collected_.clear();
             deliver_room_texts();
             for (Client* client : in_hand_) {
-                if (!client->outbox.full) send_to(*client);
+                if (!client->full) send_to(*client);
             }
             std::erase_if(in_hand_, [&](Client* client) { return is_done(*client); });
             const auto rest = (Clock::now() - round_) / 3;
@@ -288,9 +285,8 @@ class Sender {
     bool collect() {
         Lock lock(chat.mutex);
         for (Client* client : news_) {  // tells the others, and its own thread, what has become of what it was sent
-            const Outbox& out = client->outbox;
-            if (out.problem != nullptr) drop(lock, *client, out.problem);
-            client->released = out.releasing && out.unsent.empty();
+            if (client->problem != nullptr) drop(lock, *client, client->problem);
+            client->released = client->releasing && client->unsent.empty();
             client->changed.notify_all();
         }
         news_.clear();
@@ -319,7 +315,7 @@ class Sender {
             case Mail::tell: catch_up(*client); return add(*client, mail.text);
             case Mail::enter: return enter(*client, rooms_[mail.room]);
             case Mail::leave: return leave(*client, mail.room);
-            case Mail::release: client->outbox.releasing = true; return take_in_hand(*client);
+            case Mail::release: client->releasing = true; return take_in_hand(*client);
         }
     }
 
@@ -340,37 +336,35 @@ class Sender {
 
     static void enter(Client& client, Audience& room) {
         room.members.push_back(&client);
-        client.outbox.room = &room;
-        client.outbox.seen = room.text.size();
+        client.audience = &room;
+        client.seen = room.text.size();
     }
 
     void leave(Client& client, int number) {
         catch_up(client);
-        Audience& room = *std::exchange(client.outbox.room, nullptr);
+        Audience& room = *std::exchange(client.audience, nullptr);
         std::erase(room.members, &client);
         if (room.members.empty() && room.text.empty()) rooms_.erase(number);
     }
 
     // Adds what was said to all in the client's room since it was added last, or since the client came.
     void catch_up(Client& client) {
-        Outbox& out = client.outbox;
-        if (out.room == nullptr || out.seen == out.room->text.size()) return;
-        const std::string_view text = std::string_view(out.room->text).substr(out.seen);
-        out.seen = out.room->text.size();
+        if (client.audience == nullptr || client.seen == client.audience->text.size()) return;
+        const std::string_view text = std::string_view(client.audience->text).substr(client.seen);
+        client.seen = client.audience->text.size();
         client.backlog += text.size();
         add(client, text);
     }
 
     void add(Client& client, std::string_view text) {
-        Outbox& out = client.outbox;
-        if (out.problem != nullptr) return;
-        if (out.unsent.empty()) out.progress = round_;
-        out.unsent += text;
+        if (client.problem != nullptr) return;
+        if (client.unsent.empty()) client.progress = round_;
+        client.unsent += text;
         take_in_hand(client);
     }
 
     void take_in_hand(Client& client) {
-        if (!std::exchange(client.outbox.in_hand, true)) in_hand_.push_back(&client);
+        if (!std::exchange(client.in_hand, true)) in_hand_.push_back(&client);
     }
 
     void deliver_room_texts() {
@@ -378,7 +372,7 @@ class Sender {
             Audience& room = rooms_[number];
             for (Client* member : room.members) {
                 catch_up(*member);
-                member->outbox.seen = 0;
+                member->seen = 0;
             }
             room.text.clear();
             room.text.shrink_to_fit();
@@ -389,30 +383,28 @@ class Sender {
 
     // One call, which takes what the socket has space for.
     void send_to(Client& client) {
-        Outbox& out = client.outbox;
-        if (out.unsent.empty()) return;
-        const ssize_t count = send(client.socket.get(), out.unsent.data(), out.unsent.size(), MSG_DONTWAIT);
-        if (count < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS) out.problem = "lost the connection.";
+        if (client.unsent.empty()) return;
+        const ssize_t count = send(client.socket.get(), client.unsent.data(), client.unsent.size(), MSG_DONTWAIT);
+        if (count < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS) client.problem = "lost the connection.";
         const auto taken = static_cast<std::size_t>(std::max<ssize_t>(count, 0));
-        out.full = taken < out.unsent.size();
+        client.full = taken < client.unsent.size();
         if (taken == 0) return;
-        out.unsent.erase(0, taken);
-        out.progress = round_;
+        client.unsent.erase(0, taken);
+        client.progress = round_;
         const std::size_t before = client.backlog.fetch_sub(taken);
         if (before >= pause_backlog && before - taken < pause_backlog) news_.push_back(&client);
     }
 
     // Whether nothing is left to be sent to a client; then it is no longer in hand.
     bool is_done(Client& client) {
-        Outbox& out = client.outbox;
-        if (out.unsent.size() > max_backlog) out.problem = "could not keep up: 1 MiB waited.";
-        if (out.full && round_ - out.progress > max_stall)
-            out.problem = "took nothing of what was sent for 10 seconds.";
-        if (!out.unsent.empty() && out.problem == nullptr) return false;
-        out.unsent.clear();
-        if (out.unsent.capacity() > 1024) out.unsent.shrink_to_fit();  // there may be thousands at rest
-        out.full = out.in_hand = false;
-        if (out.problem != nullptr || out.releasing) news_.push_back(&client);
+        if (client.unsent.size() > max_backlog) client.problem = "could not keep up: 1 MiB waited.";
+        if (!client.unsent.empty() && round_ - client.progress > max_stall)
+            client.problem = "took nothing of what was sent for 10 seconds.";
+        if (!client.unsent.empty() && client.problem == nullptr) return false;
+        client.unsent.clear();
+        if (client.unsent.capacity() > 1024) client.unsent.shrink_to_fit();  // there may be thousands at rest
+        client.full = client.in_hand = false;
+        if (client.problem != nullptr || client.releasing) news_.push_back(&client);
         return true;
     }
 
@@ -425,7 +417,7 @@ class Sender {
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
         if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         std::size_t i = 0;
-        for (Client* client : in_hand_) client->outbox.full = polled[++i].revents == 0 && !retry;
+        for (Client* client : in_hand_) client->full = polled[++i].revents == 0 && !retry;
     }
 
     // Guarded by chat.mutex.
@@ -645,10 +637,9 @@ void end_connection(Client& client) {
         Lock lock(chat.mutex);
         remove(lock, client, "had a problem.");  // unless that has been done already
         sender.queue(lock, {Mail::release, 0, &client});
-        if (!client.changed.wait_for(lock, close_limit, [&] { return client.released; })) {
-            shutdown(client.socket.get(), SHUT_RDWR);
-            client.changed.wait(lock, [&] { return client.released; });
-        }
+        const auto is_released = [&] { return client.released; };
+        if (!client.changed.wait_for(lock, close_limit, is_released)) shutdown(client.socket.get(), SHUT_RDWR);
+        client.changed.wait(lock, is_released);
     }
     shutdown(client.socket.get(), SHUT_WR);
     limit_receive(client, close_limit);
@@ -728,7 +719,7 @@ class Acceptor {
    private:
     void accept_from(int listener) {
         sockaddr_storage from{};
-        auto* address = reinterpret_cast<sockaddr*>(&from);
+        sockaddr* const address = generic(from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
         if (!socket && (errno == EMFILE || errno == ENFILE)) {
@@ -826,8 +817,7 @@ void run() {
 // ==== Part B: what people rely on ========================================================================
 
 // ---- 8. The log ---------------------------------------------------------------------------------------
-// Standard output may be a paused terminal, or a full pipe: so a thread of its own writes what others, which never wait
-// (promise 2), put into a bounded queue.
+// Standard output may block: so a thread of its own writes what others, which never wait (promise 2), have queued.
 
 struct LogQueue {
     std::mutex mutex;
@@ -1279,9 +1269,8 @@ bool ask_password(Client& client, std::string_view question, Check check, int tr
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     std::string hash;
     const auto check = [&](const std::string& given) -> std::string_view {
-        if (count_characters(given) < min_password || given.size() > max_password) {
-            return "A password has at least 8 characters, and at most 256 bytes.";
-        }
+        const bool fits = count_characters(given) >= min_password && given.size() <= max_password;
+        if (!fits) return "A password has at least 8 characters, and at most 256 bytes.";
         if (!new_passwords.take({network_of(client.address)})) return too_many_attempts;
         hash = hash_password(Lock(hashing), given, hash_method + new_salt());
         return "";
@@ -1533,9 +1522,8 @@ void create(Lock& lock, Client& user, std::string_view rest) {
     const std::string_view code = trim(rest);
     if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
     if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already: /join it.");
-    if (!code.empty() && (code.size() != 5 || !std::all_of(code.begin(), code.end(), is_digit))) {
-        return error(lock, user, "A code is exactly five digits.");
-    }
+    const bool five_digits = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
+    if (!code.empty() && !five_digits) return error(lock, user, "A code is exactly five digits.");
     Room& room = make_room(name, code, user.name);
     room.owner = user.name;
     move(lock, user, room, "left for another room.");
@@ -1848,9 +1836,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
     const bool too_much = command->arguments.empty() && !trim(rest).empty();
-    if (too_much || count_words(rest) < count_words(needed)) {
-        return error(lock, user, "The form is: ", form_of(*command));
-    }
+    const bool too_little = count_words(rest) < count_words(needed);
+    if (too_much || too_little) return error(lock, user, "The form is: ", form_of(*command));
     try {
         command->run(lock, user, trim(rest));
     } catch (const Refusal& refusal) {
