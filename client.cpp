@@ -998,9 +998,13 @@ class Keys {
         std::size_t length = key_length();
         if (length == 0 && !all) return std::nullopt;
         if (length == 0) length = bytes_[0] == '\33' ? bytes_.size() : 1;
-        const std::string bytes = bytes_.substr(0, length);
+        std::string bytes = bytes_.substr(0, length);
         bytes_.erase(0, length);
-        return decoded(bytes);
+        if (!is_control(bytes[0])) return Typed{Key::text, bytes};
+        if (bytes.starts_with("\33[<")) return mouse(bytes);
+        if (bytes.starts_with("\33O")) bytes[1] = '[';
+        const auto found = sequences.find(bytes);
+        return Typed{found == sequences.end() ? Key::unknown : found->second};
     }
 
    private:
@@ -1047,14 +1051,6 @@ class Keys {
 
     bool is_answer() const {
         return bytes_[0] == '\33' && std::string_view("]P_^X").find(bytes_[1]) != std::string_view::npos;
-    }
-
-    static Typed decoded(std::string bytes) {
-        if (!is_control(bytes[0])) return {Key::text, bytes};
-        if (bytes.starts_with("\33[<")) return mouse(bytes);
-        if (bytes.starts_with("\33O")) bytes[1] = '[';
-        const auto found = sequences.find(bytes);
-        return {found == sequences.end() ? Key::unknown : found->second};
     }
 
     // ESC [ < BUTTON ; COLUMN ; ROW, and M if it was pressed.
@@ -1522,13 +1518,11 @@ class ScreenClient : public Client {
 
     // The list is shown when it is complete.
     void list_room(const Message& message) {
-        const auto text = [&](std::size_t i) { return std::string(message.fields.at(i)); };
-        const auto number = [&](std::size_t i) {
-            return std::to_string(parse_number(text(i), 0, LONG_MAX).value_or(0));
-        };
-        if (valid_name(text(1)) && valid_name(text(3)) && listing_.size() < max_listed) {
-            listing_.push_back({number(0), text(1), number(2), message.text == "CODE" ? "CODE" : "NO CODE", text(3),
-                                local_time(wire_time(text(4)), "%Y-%m-%d %H:%M")});
+        const auto& [number, name, people, owner, time] = message.fields;
+        if (valid_name(name) && valid_name(owner) && listing_.size() < max_listed) {
+            listing_.push_back({padded(number, 5), std::string(name), padded(people, 8),
+                                message.text == "CODE" ? "CODE" : "NO CODE", std::string(owner),
+                                local_time(wire_time(std::string(time)), "%Y-%m-%d %H:%M")});
         }
         if (--left_to_list_ == 0) rooms_ = std::exchange(listing_, {});
     }

@@ -37,9 +37,12 @@ class Broker {
         process_->wait_exit();
     }
 
-    // Waits until as many more have subscribed.
-    void wait_subscribed(int count, Deadline until = {}) {
-        const auto enough = [count](std::string_view log) { return count_in(log, " 2 chatroom/") >= count; };
+    // Waits until as many more bridges are here, each a subscriber and a publisher: one that is still connecting does
+    // not outlive the broker's end.
+    void wait_for_bridges(int count, Deadline until = {}) {
+        const auto enough = [count](std::string_view log) {
+            return count_in(log, " 2 chatroom/") >= count && count_in(log, "New client connected") >= 2 * count;
+        };
         process_->wait_error(enough, until);
         process_->mark();
     }
@@ -63,9 +66,10 @@ class Broker {
     void start() {
         for (int tries = 1;; ++tries) {
             port_ = Listener().port();
-            write_file(place_.path() / "conf", "listener " + std::to_string(port_) +
-                                                   " 127.0.0.1\nallow_anonymous true\nlog_dest stderr\nlog_type "
-                                                   "error\nlog_type information\nlog_type subscribe\n");
+            write_file(place_.path() / "conf",
+                       "listener " + std::to_string(port_) +
+                           " 127.0.0.1\nallow_anonymous true\nlog_dest stderr\nlog_type "
+                           "error\nlog_type notice\nlog_type information\nlog_type subscribe\n");
             try {
                 return run();
             } catch (const Failure&) {
@@ -93,7 +97,7 @@ struct Bridge : Process {
 std::unique_ptr<Bridge> bridge_up(Broker& broker, const Server& server, const std::string& here) {
     auto bridge = std::make_unique<Bridge>(broker, server, here);
     bridge->wait_error("== ready");
-    broker.wait_subscribed(1);
+    broker.wait_for_bridges(1);
     return bridge;
 }
 
@@ -233,7 +237,7 @@ TEST(Bridge, GoesOnWhenTheBrokerIsStartedAnew) {
     const auto from = bridge_up(broker, north, "north"), to = bridge_up(broker, south, "south");
     broker.stop();
     broker.run();
-    broker.wait_subscribed(2);
+    broker.wait_for_bridges(2);
     alice.send_line("again");
     carol.expect("SAY mqttlab [north] alice: again");
 }
