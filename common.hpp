@@ -249,9 +249,9 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
     std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
     for (Character next; !lines.empty(); lines.remove_prefix(next.bytes)) {
         next = decode_utf8(lines);
-        const int known = next.code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(next.code));
+        const int known = wcwidth(static_cast<wchar_t>(next.code));
         const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);  // unknown: it may be two
-        if (column + width > columns) {
+        if (next.code != '\n' && column + width > columns) {
             if (word == 0 || next.code == ' ') word = text.size(), word_column = column;
             text.insert(word, '\n' + std::string(indent));
             column -= word_column - indent.size();
@@ -259,8 +259,8 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
             if (next.code == ' ') continue;
         }
         text += lines.substr(0, next.bytes);
-        column = next.code == '\n' ? 0 : column + width;
-        if (next.code == '\n') word = 0;
+        column += width;
+        if (next.code == '\n') column = word = 0;
         if (next.code == ' ' && column > indent.size() + 1) word = text.size(), word_column = column;
     }
     return text;
