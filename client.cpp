@@ -42,7 +42,10 @@ std::atomic<TerminalMode> terminal_mode = original;  // if it is another, the te
 void set_terminal(TerminalMode mode);
 
 // Returns whether the terminal, if there is one, is ours: after Ctrl-Z and `bg` it is the shell's.
-bool in_foreground();
+bool in_foreground() {
+    const pid_t group = tcgetpgrp(STDIN_FILENO);
+    return group < 0 || group == getpgrp();
+}
 
 // Returns whether a person is at both ends: typing, and looking.
 bool on_terminal() { return isatty(STDIN_FILENO) != 0 && isatty(STDOUT_FILENO) != 0; }
@@ -141,6 +144,7 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 int connect_within_limit(const Fd& socket, const addrinfo& to, const Wakeup& stop) {
     fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     fcntl(socket.get(), F_SETFL, O_NONBLOCK);
+    watch_for_vanishing(socket);
     if (connect(socket.get(), to.ai_addr, to.ai_addrlen) != 0 && errno != EINPROGRESS) return errno;
     if (!wait_for(socket.get(), POLLOUT, stop, connect_limit)) return ETIMEDOUT;
     int error = 0;
@@ -173,9 +177,7 @@ Fd connect_to(const Target& target, const Wakeup& stop) {
 // Returns a connection to the server. Blocks, or throws, as connect_to() does. may_ask: as in start_helper().
 std::shared_ptr<Connection> open_connection(const Target& target, const Wakeup& stop, bool may_ask) {
     if (!target.via.empty()) return start_helper(target.via, may_ask);
-    Fd socket = connect_to(target, stop);
-    watch_for_vanishing(socket);
-    return std::make_shared<Connection>(std::move(socket));
+    return std::make_shared<Connection>(connect_to(target, stop));
 }
 
 // ---- 3. The server's words ----------------------------------------------------------------------------
@@ -314,33 +316,30 @@ class Client {
         : target_(std::move(target)), server_(open_connection(target_, stop_, true)), name_to_send_(std::move(name)) {}
     virtual ~Client() = default;
 
-    // Starts both threads. Blocks until the chat is over, and returns the exit status.
+    // Starts both threads. Blocks until the chat is over, tells why it is, and returns the exit status.
     int run() {
         std::thread reader(&Client::read, this);
         std::thread writer([this] {
             name_thread("writer");
             Lock lock(mutex_);
             changed_.wait(lock, [this] { return greeted_ || ended_; });
-            if (!ended_) write(lock);
+            write(lock);
         });
         writer.join();
         reader.join();
         if (exit_status_ != 0 && in_foreground()) tcflush(STDIN_FILENO, TCIFLUSH);  // half a line is not the shell's
         set_terminal(original);
-        print_end();
+        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
+        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
+        if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
         return exit_status_;
     }
 
    protected:
     // What the forms do in their own ways.
-    virtual void show(const Message& message, Entry entry) = 0;
+    virtual void show(const Message& message) = 0;
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
-    virtual bool stays_open() const { return false; }  // after the server has ended the chat; then it is for the person
-    virtual void print_end() {                         // both threads have ended: tells why the chat has
-        if (lines_waiting() > 0) error_ += (error_.empty() ? "" : "; ") + unsent(lines_waiting());
-        if (!error_.empty()) std::cerr << program_name << ": " << error_ << std::endl;
-    }
 
     // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
@@ -353,8 +352,7 @@ class Client {
 
     // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
     std::string heading() const {
-        const auto last =
-            std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& l) { return !l.leads_to.empty(); });
+        const auto last = std::find_if(waiting_.rbegin(), waiting_.rend(), [](auto& l) { return !l.leads_to.empty(); });
         return last == waiting_.rend() ? room_ : last->leads_to;
     }
 
@@ -390,25 +388,19 @@ class Client {
 
     // The writer: ends the chat as the person wishes, through the server if it would take that for a command.
     void quit() {
-        exit_status_ = 0;
+        const bool again = std::exchange(exit_status_, 0) == 0;
         const bool is_command = logged_in_ && open_question() == 0 && !may_be_asked();
-        if (!is_command || std::exchange(quitting_, true)) return end_chat();
+        if (again || !is_command) return end_chat();
         server_->send_line("/quit");
     }
 
     // Any thread: ends the chat. error: what to tell, if neither the person wishes it nor the server has said why.
     void end_chat(const std::string& error = "") {
         if (!error.empty()) error_ = error, exit_status_ = 1;
-        quitting_ = ended_ = true;
+        ended_ = true;
         changed_.notify_all();
         stop_.set();
         server_->end();
-    }
-
-    // The writer: after the server has ended the chat, joins again.
-    void join_again() {
-        over_.clear();
-        changed_.notify_all();
     }
 
     // The writer: tells the server, now and then, that there is somebody, by an empty line, which it skips.
@@ -422,10 +414,7 @@ class Client {
     void withdraw() { waiting_.erase(waiting_.begin() + (sent_ ? 1 : 0), waiting_.end()); }
 
     // Shows something of our own, in the server's words.
-    void show_notice(std::string_view line) {
-        const Message message(line);
-        show(message, message.entry());
-    }
+    void show_notice(std::string_view line) { show(Message(line)); }
 
     const Target target_;
     Wakeup stop_;                        // set once, when the chat is over
@@ -440,6 +429,7 @@ class Client {
     bool ended_ = false;           // the chat is over
     std::string over_;             // why the server has ended it; empty: it has not, or there is no way back
     std::string error_;            // why it is, if the server has not said
+    std::string last_words_;       // the server's, if they vanish with the screen
     std::string trouble_;          // what is wrong with the connection now
     std::string name_;             // ours, as the server has it; empty before the login
     std::string room_ = "public";  // where we are
@@ -473,17 +463,14 @@ class Client {
         return !ended_;
     }
 
+    // Shows a line, and keeps what we know up to date.
     void handle_line(std::string_view line) {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
-        const bool answered = message.word == "NICK" || (message.word == "PASS" && !password_to_send_.empty());
-        if (!answered || !returning()) show(message, message.entry());
-        if (!message.past) update(message);
-    }
-
-    // Keeps what we know up to date.
-    void update(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
+        const bool answered = word == "NICK" || (word == "PASS" && !password_to_send_.empty());
+        if (!answered || !returning()) show(message);  // on the way back we answer by ourselves
+        if (message.past) return;
         if (sent_ && answers(message, waiting_.front())) confirm_line();
         if (word == "NICK") answer_name();
         if (word == "PASS") answer_password();
@@ -491,7 +478,6 @@ class Client {
         if (word == "ERR" && answered_ != Question::none) typed_password_.clear();
         if (word == "INFO" && answered_ >= Question::new_password) complete_password();
         if (word == "WELCOME") complete_login(name);
-        if (word == "WELCOME" && notice_) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         if (word == "ROOM") enter_room(name, message.fields[1]);
         if (word == "BYE" || word == "REFUSE" || word == "BAN") end_by_server(message);
     }
@@ -561,19 +547,14 @@ class Client {
 
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
-        if (question_ == Question::new_password && on_terminal() && !text.empty()) {
-            set_question(Question::repeated_password);
-            typed_password_ = text;
-            show_notice("INFO The same once more, please.");
-            return false;
-        }
-        if (question_ == Question::repeated_password && text != typed_password_) {
-            set_question(Question::new_password);
-            show_notice("ERR That was not the same. Once again: the new password, please.");
-            return false;
-        }
+        const bool first = question_ == Question::new_password && on_terminal() && !text.empty();
+        const bool differs = question_ == Question::repeated_password && text != typed_password_;
         typed_password_ = text;
-        return true;
+        if (!first && !differs) return true;
+        set_question(first ? Question::repeated_password : Question::new_password);
+        show_notice(first ? "INFO The same once more, please."
+                          : "ERR That was not the same. Once again: the new password, please.");
+        return false;
     }
 
     void answer_name() {
@@ -589,8 +570,8 @@ class Client {
     }
 
     void answer_password() {
-        if (!password_to_send_.empty()) return server_->send_line(std::exchange(password_to_send_, ""));
-        set_question(Question::password);
+        if (password_to_send_.empty()) return set_question(Question::password);
+        server_->send_line(std::exchange(password_to_send_, ""));
     }
 
     void complete_login(std::string_view name) {
@@ -598,6 +579,7 @@ class Client {
         name_ = valid_name(name) ? name : "";
         delay_ = first_delay;
         trouble_.clear();
+        if (notice_ != nullptr) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
     }
 
     void enter_room(std::string_view name, std::string_view code) {
@@ -613,8 +595,8 @@ class Client {
     void end_by_server(const Message& message) {
         if (message.word == "REFUSE" && returning()) return server_->end();
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
-        if (exit_status_ == 0 || !stays_open()) return end_chat();
-        over_ = message.text.empty() ? "The end." : message.text;
+        if (exit_status_ == 0 || terminal_mode != whole_screen) return end_chat();
+        over_ = message.text.empty() ? "The end." : message.text;  // on the screen, the person may join again
         server_->end();
     }
 
@@ -623,9 +605,10 @@ class Client {
         Lock lock(mutex_);
         const bool is_over = !over_.empty();
         changed_.wait(lock, [this] { return ended_ || over_.empty(); });
-        if (quitting_ || (!is_over && (name_.empty() || !on_terminal()))) return false;
+        if (ended_ || exit_status_ == 0 || (!is_over && (name_.empty() || !on_terminal()))) return false;
         prepare_return();
-        for (std::string problem = is_over ? "Joining again" : "The connection was lost"; !ended_;) {
+        std::string problem = is_over ? "Joining again" : "The connection was lost";
+        while (!ended_ && !problem.empty()) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
             if (delay < max_delay) show_notice("ERR " + problem + "; " + trouble_ + ".");
@@ -634,9 +617,8 @@ class Client {
             lock.unlock();
             problem = connect_again();
             lock.lock();
-            if (problem.empty()) return !ended_;
         }
-        return false;
+        return !ended_;
     }
 
     // After the login we are in public: what goes first is to join the room where we were.
@@ -666,8 +648,7 @@ class Client {
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
     bool greeted_ = false;                                 // the server's first line is here
-    bool quitting_ = false;                                // the person asked for it, or the chat is over
-    int exit_status_ = 1;                                  // what to exit with
+    int exit_status_ = 1;                                  // 0: the person wishes to leave
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;     // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;     // likewise
@@ -692,27 +673,26 @@ class PlainClient : public Client {
    private:
     // What was true when a line may have been begun, which the kernel edits: when the one before it was done.
     struct Begun {
-        Question question;
-        unsigned number;  // open_question()
+        unsigned question;  // open_question()
         std::string room;
     };
 
-    void show(const Message& message, Entry entry) override {
+    void show(const Message& message) override {
         if (message.word == "PASS" || message.word == "NEWPASS") set_terminal(typing_hidden);  // before it is asked for
         const std::string typed = std::exchange(typed_last_, "");
         const bool stands_above = !typed.empty() && message.text == clean(typed) && !message.past;
         if (stands_above && message.word == "SAY" && message.fields[0] == name_) return;
-        if (message.word == "ROOM")
-            entry.text = "-- " + std::string(message.fields[0]) + " -- " + std::string(message.text);
+        Entry entry = message.entry();
+        if (message.word == "ROOM") entry.text = "-- " + message.part('1') + " -- " + message.part('t');
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
     }
 
     void refresh() override {
         std::cout << std::flush;
         if (!std::cout && !ended_) end_chat("write: " + error_text(errno));
-        if (!begun_ && takes_line()) begun_ = Begun{question_, open_question(), heading()};
-        const Question begun_for = begun_ ? begun_->question : Question::none;  // what was begun hidden stays so
-        set_terminal(std::max(question_, begun_for) >= Question::password ? typing_hidden : original);
+        const bool secret = question_ >= Question::password;
+        if (!begun_ || secret) set_terminal(secret ? typing_hidden : original);  // what was begun hidden stays so
+        if (!begun_ && takes_line()) begun_ = Begun{open_question(), heading()};
     }
 
     bool takes_line() const { return open_question() != 0 || (typed_ ? !name_.empty() && !may_be_asked() : is_idle()); }
@@ -733,7 +713,7 @@ class PlainClient : public Client {
     void enter_line(const Line& line, const Begun& begun) {
         if (line.too_long) {
             std::cerr << program_name << ": that line has more than " << max_line << " bytes and was not sent\n";
-        } else if (typed_ && begun.number != open_question()) {
+        } else if (typed_ && begun.question != open_question()) {
             show_notice("ERR That line was not sent: it was begun before the server's question, or for another one.");
         } else if (open_question() != 0) {
             answer(line.text);
@@ -746,9 +726,8 @@ class PlainClient : public Client {
 
     void say(const std::string& text, const std::string& room) {
         const std::string line = text.empty() ? held_ : text;
-        held_.clear();
-        if (!same_name(room, heading())) {
-            held_ = line;
+        held_ = same_name(room, heading()) ? "" : line;
+        if (!held_.empty()) {
             show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
         } else if (!submit(line)) {
             show_notice("ERR Too much waits already: that line was not sent.");
@@ -781,8 +760,7 @@ static_assert(std::atomic<TerminalMode>::is_always_lock_free && std::atomic<cons
 constexpr std::string_view open_screen = "\33[22;2t\33[?1049h\33[?7l\33[?1000;1006h\33[?1004h\33[?2004h";
 constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\33[?7h\33[?25h\33[m\33[?1049l\33[23;2t";
 
-// Any thread, and signal handlers. Blocks until the terminal has taken the bytes, or is gone; but no longer than half a
-// second, if it is not to be patient.
+// Any thread, and signal handlers. Blocks until the terminal has the bytes, or is gone; if impatient, half a second.
 void write_to_terminal(std::string_view bytes, bool patient) {
     const int flags = fcntl(STDOUT_FILENO, F_GETFL);
     if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
@@ -815,11 +793,6 @@ void set_terminal(TerminalMode mode) {
     if (mode == whole_screen) write_to_terminal(open_screen, false);
 }
 
-bool in_foreground() {
-    const pid_t group = tcgetpgrp(STDIN_FILENO);
-    return group < 0 || group == getpgrp();
-}
-
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
     set_terminal(original);
@@ -843,11 +816,8 @@ void stop_by_signal(int number) {
     pthread_sigmask(SIG_SETMASK, &none, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (mode == whole_screen) {
-        reopen_screen = true;
-    } else if (in_foreground()) {
-        set_terminal(mode);
-    }
+    if (mode == whole_screen) reopen_screen = true;
+    if (mode != whole_screen && in_foreground()) set_terminal(mode);
     wake_writer();
     errno = saved;
 }
@@ -1464,6 +1434,7 @@ class ScreenClient : public Client {
         std::istringstream help{std::string(info_text)};
         for (std::string line; std::getline(help, line);) help_.add({.text = line});
     }
+    ~ScreenClient() override { screen_signal = nullptr; }
 
    private:
     // As it is shown: its number, its name, how many are in it, whether it has a code, who made it, and when.
@@ -1481,7 +1452,7 @@ class ScreenClient : public Client {
 
     // ---- What comes (the reader)
 
-    void show(const Message& message, Entry entry) override {
+    void show(const Message& message) override {
         const bool answers_us = message.word == "ROOMS" || message.word == "LIST";  // the list of rooms shows it
         const bool beside = message.word == "WHO" && entered_just_now_;             // and the margin this
         entered_just_now_ = message.word == "ROOM" || beside;
@@ -1489,6 +1460,7 @@ class ScreenClient : public Client {
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (!message.past) note(message);
         if (answers_us || beside) return;
+        Entry entry = message.entry();
         announce(message, entry);
         scrollback_.add(std::move(entry));
     }
@@ -1614,12 +1586,10 @@ class ScreenClient : public Client {
     // Enter may have been meant for the line that was being typed.
     void press_at_end(Key key) {
         const bool meant = Clock::now() - over_since_ > reading_time;
-        if (key == Key::enter && meant) return join_again();
+        if (key == Key::enter && meant) over_.clear(), changed_.notify_all();  // joins again: reconnect()
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         scroll(key);
     }
-
-    bool stays_open() const override { return terminal_mode == whole_screen; }
 
     void click(const Typed& typed) {
         const auto row = static_cast<std::size_t>(typed.row);
@@ -2002,12 +1972,6 @@ class ScreenClient : public Client {
         return {label, {half + std::string(text), Style::plain}};
     }
 
-    void print_end() override {
-        screen_signal = nullptr;
-        std::cout << last_words_ << (last_words_.empty() ? "" : "\n") << std::flush;
-        Client::print_end();
-    }
-
     static constexpr int refresh_wait = 3000, background_wait = 1000;  // milliseconds
     static constexpr std::chrono::milliseconds bell_pause{1000}, reading_time{1000};
     static constexpr auto attention_span = 60s;       // whoever types nothing is idle, whatever we ask by ourselves
@@ -2029,7 +1993,6 @@ class ScreenClient : public Client {
     std::set<std::string> names_;                 // seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
-    std::string last_words_;                      // of the server
     Editor line_;                                 // what is typed into the chat
     std::string begun_in_;                        // the room in which it was begun
     std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's
@@ -2101,13 +2064,14 @@ Networks list_networks() {
     return networks;
 }
 
-// Returns the answer that has come, if it is one to our question. A server on this machine answers on each of its
-// networks: it is one.
-std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, const Networks& networks) {
+// Adds the server whose answer to our question has come, if it is a new one. A server on this machine answers on each
+// of its networks: it is one.
+void add_answer(const Fd& socket, std::string_view nonce, const Networks& networks, std::vector<Found>& all) {
+    constexpr std::size_t max_found = 64;
     sockaddr_in from{};
     const std::string datagram = receive_datagram(socket, from);
     std::string_view answer = datagram;
-    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return {};
+    if (answer.size() > question_bytes || take_word(answer) != answer_word || take_word(answer) != nonce) return;
     const bool ours = networks.own.contains(from.sin_addr.s_addr);
     Found found;
     found.address.host = ours ? "127.0.0.1" : address_text(generic(from), sizeof from);
@@ -2117,12 +2081,13 @@ std::optional<Found> receive_answer(const Fd& socket, std::string_view nonce, co
     found.password = login == "password";
     found.title = clean(answer);
     const bool right = parse_number(found.address.port, 1, 65535) && parse_number(found.people, 0, 1000000);
-    return right && (found.password || login == "open") ? std::optional(found) : std::nullopt;
+    const auto is_same = [&](const Found& other) { return other.address == found.address; };
+    if (!right || (!found.password && login != "open") || std::any_of(all.begin(), all.end(), is_same)) return;
+    if (all.size() < max_found) all.push_back(found);
 }
 
 // Returns the servers that answer within a second; blocks as long. Throws if they cannot be asked at all.
 std::vector<Found> find_servers() {
-    constexpr std::size_t max_found = 64;
     const Networks networks = list_networks();
     const Fd socket(::socket(AF_INET, SOCK_DGRAM, 0));
     if (!socket) throw_errno("socket");
@@ -2135,30 +2100,23 @@ std::vector<Found> find_servers() {
         for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
         }
-        const Clock::time_point until = Clock::now() + std::chrono::milliseconds(500);
-        while (Clock::now() < until) {
+        for (const auto until = Clock::now() + std::chrono::milliseconds(500); Clock::now() < until;) {
             pollfd polled{socket.get(), POLLIN, 0};
-            if (poll(&polled, 1, 10) <= 0) continue;
-            const std::optional<Found> found = receive_answer(socket, nonce, networks);
-            const auto is_same = [&](const Found& other) { return other.address == found->address; };
-            if (!found || all.size() == max_found || std::any_of(all.begin(), all.end(), is_same)) continue;
-            all.push_back(*found);
+            if (poll(&polled, 1, 10) > 0) add_answer(socket, nonce, networks, all);
         }
     }
     return all;
 }
 
 void print_servers(const std::vector<Found>& all) {
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const Found& found = all[i];
-        std::cout << std::setw(3) << i + 1 << "  " << padded(found.title, 30) << "  "
+    for (int number = 1; const Found& found : all) {
+        std::cout << std::setw(3) << number++ << "  " << padded(found.title, 30) << "  "
                   << padded(found.address.host + ':' + found.address.port, 21) << "  " << found.people << " there"
                   << (found.password ? ", password needed\n" : "\n");
     }
 }
 
-// Lets the person choose a server, or say where there is one, and returns its address. Blocks until then; throws if the
-// input ends, and a UsageError at a port that is none.
+// Returns the address that the person chooses or types. Blocks; throws if the input ends, a UsageError at a wrong port.
 Address choose_server(Keyboard& keyboard) {
     std::vector<Found> all;
     if (on_terminal()) {  // in a pipe nobody could look at the list, and answer it
@@ -2166,17 +2124,15 @@ Address choose_server(Keyboard& keyboard) {
         all = find_servers();
         std::cout << (all.empty() ? "None has answered.\n" : "");
     }
-    if (all.empty()) {
-        const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
-        return read_address(address.host, keyboard.ask("Port", address.port));
-    }
     print_servers(all);
-    while (true) {
+    while (!all.empty()) {
         const std::string answer = keyboard.ask("Its number, or another HOST:PORT", all.size() == 1 ? "1" : "");
         const std::optional<long> number = parse_number(answer, 1, static_cast<long>(all.size()));
         if (number) return all[static_cast<std::size_t>(*number - 1)].address;
         if (!answer.empty() && !parse_number(answer, 0, LONG_MAX)) return read_address(answer);
     }
+    const Address address = read_address(keyboard.ask("Host", "127.0.0.1"));
+    return read_address(address.host, keyboard.ask("Port", address.port));
 }
 
 // ---- 13. The helper command ---------------------------------------------------------------------------
@@ -2196,38 +2152,32 @@ class HelperConnection : public Connection {
         if (poll(polled.data(), polled.size(), -1) < 0) return true;
         if (polled[1].revents != 0 && !read_into(messages_, errors_.get())) errors_ = Fd();
         const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
-        if (!open) read_last_messages();
+        if (!open) end_helper();
         while (const std::optional<Line> line = messages_.next()) {
             if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
         }
         return open;
     }
 
-    // A command that has ended may have said why.
-    void read_last_messages() {
-        if (pid_ == 0) return;
-        const int status = end_helper();
-        pollfd polled{errors_.get(), POLLIN, 0};
-        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());
-        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
-            messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
-        } else if (WIFSIGNALED(status)) {
-            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
-        }
-    }
-
-    // Ends the command, and returns its status if it has ended by itself. Blocks for about a second at most.
-    int end_helper() {
+    // Ends the command if it does not end by itself, and takes its last words. Blocks for about a second at most.
+    void end_helper() {
         constexpr int patience = 20, limit = 120;  // hundredths of a second: for its own end, and for any
-        int status = 0, waited = 0;
-        if (pid_ == 0) return status;
+        if (pid_ == 0) return;
         end();
+        int status = 0, waited = 0;
         for (; waitpid(pid_, &status, WNOHANG) == 0; ++waited) {
             if (waited == patience || waited == limit) kill(pid_, waited == limit ? SIGKILL : SIGTERM);
             std::this_thread::sleep_for(10ms);
         }
         helper_pid = pid_ = 0;
-        return waited <= patience ? status : 0;
+        pollfd polled{errors_.get(), POLLIN, 0};
+        if (poll(&polled, 1, 0) > 0) read_into(messages_, errors_.get());
+        if (waited > patience) return;  // how it ended is our doing
+        if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
+            messages_.add("\nThe command ended with status " + std::to_string(WEXITSTATUS(status)) + ".\n");
+        } else if (WIFSIGNALED(status)) {
+            messages_.add("\nThe command was ended by a signal: " + std::string(strsignal(WTERMSIG(status))) + ".\n");
+        }
     }
 
     Fd errors_;
@@ -2273,7 +2223,8 @@ std::shared_ptr<Connection> start_helper(const std::string& command, bool may_as
 // What the options ask for decides which form is run.
 
 struct Options {
-    std::optional<std::string> name, host, port, via;
+    std::optional<std::string> name, via;
+    std::optional<Address> address;
     bool plain = false, list = false;
     std::string color = "auto", bell = "mention";
 };
@@ -2314,13 +2265,13 @@ Options read_options(int argc, char** argv) {
     if (options.name && !valid_name(*options.name)) {
         throw UsageError("a name is 3 to 12 letters and digits, a letter first");
     }
-    if (optind < argc) options.host = argv[optind++];
-    if (optind < argc) options.port = argv[optind++];
-    if (optind < argc) throw UsageError("unexpected argument '" + std::string(argv[optind]) + "'");
+    const std::vector<std::string> rest(argv + optind, argv + argc);
+    if (rest.size() > 2) throw UsageError("unexpected argument '" + rest[2] + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");
-    if (options.via && options.host) throw UsageError("with --via it is the command that knows the host");
-    if (options.list && options.host) throw UsageError("--list takes no host");
-    if (options.host) read_address(*options.host, options.port);
+    if (options.via && !rest.empty()) throw UsageError("with --via it is the command that knows the host");
+    if (options.list && !rest.empty()) throw UsageError("--list takes no host");
+    if (rest.size() == 1) options.address = read_address(rest[0]);
+    if (rest.size() == 2) options.address = read_address(rest[0], rest[1]);
     return options;
 }
 
@@ -2333,7 +2284,7 @@ int list_servers() {
 
 Target find_target(const Options& options, Keyboard& keyboard) {
     if (options.via) return {clean(*options.via), *options.via};
-    const Address address = options.host ? read_address(*options.host, options.port) : choose_server(keyboard);
+    const Address address = options.address ? *options.address : choose_server(keyboard);
     return {address.host + " port " + address.port, "", resolve(address.host, address.port)};
 }
 
