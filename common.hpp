@@ -1,5 +1,4 @@
-// common.hpp: what the server and the client both need, from errors and descriptors by way of text, lines and words to
-// addresses, discovery and starting.
+// common.hpp: what both programs need: errors, descriptors, text, lines, words, addresses, discovery, starting.
 //
 // Up to section 7 no function keeps state of its own: each may be called from any thread. Only resolve() blocks.
 
@@ -27,7 +26,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <ctime>
 #include <cwchar>
@@ -139,8 +137,7 @@ class Wakeup {
     Fd read_end_, write_end_;
 };
 
-// Waits until a descriptor can be read or written (POLLIN, POLLOUT) or has failed, for so many milliseconds at most.
-// False: that was too long, or `stop` was set.
+// Waits until a descriptor is ready (POLLIN, POLLOUT) or has failed. False: `stop` was set, or `limit` ms are over.
 inline bool wait_for(int fd, short events, const Wakeup& stop, int limit = -1) {
     std::array<pollfd, 2> polled{{{fd, events, 0}, {stop.fd(), POLLIN, 0}}};
     while (poll(polled.data(), polled.size(), limit) < 0 && errno == EINTR) continue;
@@ -212,11 +209,8 @@ inline bool is_harmful(char32_t code) {
 inline std::size_t telnet_command(std::string_view text) {
     const auto command = static_cast<unsigned char>(text.size() > 1 ? text[1] : '\0');
     if (text[0] != '\xFF' || command < 0xF0 || command == 0xFF) return 0;
-    if (command == 0xFA) {  // a subnegotiation goes on to IAC SE
-        const std::size_t end = text.find("\xFF\xF0");
-        return end == std::string_view::npos ? text.size() : end + 2;
-    }
-    return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());  // the upper ones name an option
+    if (command == 0xFA) return std::min(text.find("\xFF\xF0"), text.size() - 2) + 2;  // to IAC SE, or the end
+    return std::min<std::size_t>(command > 0xFA ? 3 : 2, text.size());                 // the upper ones name an option
 }
 
 // Returns a line as it may be shown on any screen and written to any file (promise 3): tabs become spaces, telnet's
@@ -225,21 +219,17 @@ inline std::string clean(std::string_view text) {
     constexpr char32_t black_flag = 0x1F3F4;  // the tags after it name a region: Scotland, say
     std::string result;
     result.reserve(text.size());
-    for (bool in_flag = false; !text.empty();) {
-        const std::size_t telnet = telnet_command(text);
-        const Character next = telnet > 0 ? Character{} : decode_utf8(text);
-        const std::string_view bytes = text.substr(0, telnet > 0 ? telnet : next.bytes);
-        text.remove_prefix(bytes.size());
-        if (telnet > 0) continue;
+    std::size_t bytes = 0;  // of what comes next
+    for (bool in_flag = false; !text.empty(); text.remove_prefix(bytes)) {
+        bytes = telnet_command(text);
+        if (bytes > 0) continue;
+        const Character next = decode_utf8(text);
+        bytes = next.bytes;
         const bool flag_tag = in_flag && next.code >= 0xE0020 && next.code <= 0xE007F;
         in_flag = flag_tag || next.code == black_flag;
-        if (next.code == '\t') {
-            result += ' ';
-        } else if (next.valid && (flag_tag || !is_harmful(next.code))) {
-            result += bytes;
-        } else {
-            result += "\xEF\xBF\xBD";  // U+FFFD
-        }
+        const bool good = next.valid && (flag_tag || !is_harmful(next.code));
+        const std::string_view replacement = next.code == '\t' ? " " : "\xEF\xBF\xBD";  // U+FFFD
+        result += good ? text.substr(0, bytes) : replacement;
     }
     return result;
 }
@@ -248,12 +238,6 @@ inline std::string clean(std::string_view text) {
 inline std::size_t screen_width() {
     winsize size{};
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
-}
-
-// Returns the columns of a character, at most: the locale has them, or it may be two. See wcwidth(3).
-inline std::size_t max_columns(char32_t code) {
-    const int known = code == '\n' ? 0 : wcwidth(static_cast<wchar_t>(code));
-    return known < 0 ? 2 : static_cast<std::size_t>(known);
 }
 
 // Returns lines as rows for a screen of so many columns (0: as they are), broken at spaces, or within a long word. All
@@ -265,8 +249,9 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
     std::size_t column = 0, word = 0, word_column = 0;  // where the row's last word begins in text; 0: break nowhere
     for (Character next; !lines.empty(); lines.remove_prefix(next.bytes)) {
         next = decode_utf8(lines);
-        const std::size_t width = max_columns(next.code);
-        if (column + width > columns) {
+        const int known = wcwidth(static_cast<wchar_t>(next.code));
+        const std::size_t width = known < 0 ? 2 : static_cast<std::size_t>(known);  // unknown: it may be two
+        if (next.code != '\n' && column + width > columns) {
             if (word == 0 || next.code == ' ') word = text.size(), word_column = column;
             text.insert(word, '\n' + std::string(indent));
             column -= word_column - indent.size();
@@ -274,8 +259,8 @@ inline std::string wrapped(std::string_view lines, std::size_t columns) {
             if (next.code == ' ') continue;
         }
         text += lines.substr(0, next.bytes);
-        column = next.code == '\n' ? 0 : column + width;
-        if (next.code == '\n') word = 0;
+        column += width;
+        if (next.code == '\n') column = word = 0;
         if (next.code == ' ' && column > indent.size() + 1) word = text.size(), word_column = column;
     }
     return text;
@@ -402,8 +387,7 @@ inline std::string utc_time(std::time_t time) {
 
 // ---- 6. Addresses -------------------------------------------------------------------------------------
 
-// Returns an address, or a network such as "10.1.0.0/16", as it is always written: the bits that do not count are 0.
-// Empty if text is neither.
+// Returns an address or a network ("10.1.0.0/16") as it is always written, with 0 for what does not count, or "".
 inline std::string normal_address(const std::string& text) {
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
@@ -488,8 +472,7 @@ inline std::string make_question(std::string_view nonce) {
     return question;
 }
 
-// Returns the datagram that has come, or an empty text; `from` is then whose it is. One byte more than is allowed is
-// read, to see that a datagram is too long.
+// Returns the datagram that has come, or "", and sets whose it is. One byte more is read, to see that it is too long.
 inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
     std::array<char, question_bytes + 1> bytes{};
     socklen_t length = sizeof from;

@@ -89,19 +89,6 @@ bool wait_for_stop(std::chrono::milliseconds time) {
 struct Room;
 struct Audience;
 
-// What the sender keeps of a client. Only the sender's thread touches it.
-struct Outbox {
-    Audience* room = nullptr;  // where the client is: see Sender
-    std::size_t seen = 0;  // bytes of that room's text which are in `unsent` already, or which were said before it came
-    std::string unsent;    // lines for the client's socket
-    std::size_t sent = 0;  // bytes of it which the socket has taken
-    bool in_hand = false;  // the sender has it on its list
-    bool full = false;     // the socket takes no more at present
-    const char* problem = nullptr;  // why it gets no more at all, if so
-    bool releasing = false;         // once `unsent` is empty, the client's own thread may close the socket
-    Clock::time_point progress;     // when the socket last took something, or something began to wait
-};
-
 struct Client {
     Client(Fd fd, std::string from) : socket(std::move(fd)), address(std::move(from)) {}
 
@@ -117,8 +104,17 @@ struct Client {
     Clock::duration waited_before{};                // for the lines before that
     bool warned = false;                            // that it has been silent for long
 
-    Outbox outbox;
-    std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in the outbox
+    // Only the sender's thread.
+    Audience* audience = nullptr;   // of the room where it is
+    std::size_t seen = 0;           // bytes of its text which are in `unsent` already, or were said before it came
+    std::string unsent;             // lines for its socket
+    const char* problem = nullptr;  // why it gets no more at all, if so
+    bool in_hand = false;           // the sender has it on its list
+    bool full = false;              // its socket takes no more at present
+    bool releasing = false;         // once `unsent` is empty, its own thread may close the socket
+    Clock::time_point progress;     // when the socket last took something, or something began to wait
+    // Any thread.
+    std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in `unsent`
     std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
     std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
     std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
@@ -151,15 +147,15 @@ struct Room {
 
 struct Chat {
     std::mutex mutex;
-    std::unordered_set<Client*> connected;                       // those who are still logging in included
-    std::unordered_map<std::string, long> connections;           // by network_of() their address: how many
-    std::unordered_map<std::string, Client*> by_name;            // by key: everyone who is logged in, and the operator
-    std::list<Room> rooms;                                       // the first is public
-    std::map<std::string, std::vector<const Client*>> ignorers;  // by key: those who do not want to hear a person
-    std::set<std::string> blocked;       // keys of those whom only the admin and the operator hear
-    std::condition_variable empty;       // nobody is connected any more
-    std::thread last_ended;              // the client's thread that ended last: see end_thread()
-    std::atomic<long> bans_changed = 0;  // counts the changes, for those who are logging in: see admit()
+    std::unordered_set<Client*> connected;                     // those who are still logging in included
+    std::unordered_map<std::string, long> connections;         // by network_of() their address: how many
+    std::unordered_map<std::string, Client*> by_name;          // by key: everyone who is logged in, and the operator
+    std::list<Room> rooms;                                     // the first is public
+    std::set<std::pair<std::string, const Client*>> ignorers;  // by key: a client that does not want to hear a person
+    std::set<std::string> blocked;  // keys of those whom only the admin and the operator hear
+    std::condition_variable empty;  // nobody is connected any more
+    std::thread last_ended;         // the client's thread that ended last: see end_thread()
+    long bans_changed = 0;          // how often, for those who are logging in: see admit()
 };
 
 Chat chat;
@@ -169,8 +165,7 @@ bool is_operator(const Client& client) { return &client == &operator_client; }
 Room& public_room() { return chat.rooms.front(); }
 
 bool ignores(const Lock& /*held*/, const Client& client, const std::string& key) {
-    const auto found = chat.ignorers.find(key);
-    return found != chat.ignorers.end() && std::count(found->second.begin(), found->second.end(), &client) > 0;
+    return chat.ignorers.contains({key, &client});
 }
 
 // The doors to what people rely on; what each function does is said where it stands.
@@ -204,7 +199,7 @@ int open_listeners(std::vector<Fd>& listeners);
 struct Mail {
     enum Action { say, tell, enter, leave, release };
     Action action;
-    int room;        // say, enter: the number of the room
+    int room;        // say, enter, leave: the number of the room
     Client* client;  // all but say
     std::string text = {};
     std::vector<const Client*> ignorers = {};  // say: members who are not to get it
@@ -265,7 +260,7 @@ class Sender {
             collected_.clear();
             deliver_room_texts();
             for (Client* client : in_hand_) {
-                if (!client->outbox.full) send_to(*client);
+                if (!client->full) send_to(*client);
             }
             std::erase_if(in_hand_, [&](Client* client) { return is_done(*client); });
             const auto rest = (Clock::now() - round_) / 3;
@@ -290,9 +285,8 @@ class Sender {
     bool collect() {
         Lock lock(chat.mutex);
         for (Client* client : news_) {  // tells the others, and its own thread, what has become of what it was sent
-            const Outbox& out = client->outbox;
-            if (out.problem != nullptr) drop(lock, *client, out.problem);
-            client->released = out.releasing && out.unsent.empty();
+            if (client->problem != nullptr) drop(lock, *client, client->problem);
+            client->released = client->releasing && client->unsent.empty();
             client->changed.notify_all();
         }
         news_.clear();
@@ -321,7 +315,7 @@ class Sender {
             case Mail::tell: catch_up(*client); return add(*client, mail.text);
             case Mail::enter: return enter(*client, rooms_[mail.room]);
             case Mail::leave: return leave(*client, mail.room);
-            case Mail::release: client->outbox.releasing = true; return take_in_hand(*client);
+            case Mail::release: client->releasing = true; return take_in_hand(*client);
         }
     }
 
@@ -342,41 +336,35 @@ class Sender {
 
     static void enter(Client& client, Audience& room) {
         room.members.push_back(&client);
-        client.outbox.room = &room;
-        client.outbox.seen = room.text.size();
+        client.audience = &room;
+        client.seen = room.text.size();
     }
 
     void leave(Client& client, int number) {
         catch_up(client);
-        Audience& room = *std::exchange(client.outbox.room, nullptr);
+        Audience& room = *std::exchange(client.audience, nullptr);
         std::erase(room.members, &client);
         if (room.members.empty() && room.text.empty()) rooms_.erase(number);
     }
 
     // Adds what was said to all in the client's room since it was added last, or since the client came.
     void catch_up(Client& client) {
-        Outbox& out = client.outbox;
-        if (out.room == nullptr || out.seen == out.room->text.size()) return;
-        const std::string_view text = std::string_view(out.room->text).substr(out.seen);
-        out.seen = out.room->text.size();
+        if (client.audience == nullptr || client.seen == client.audience->text.size()) return;
+        const std::string_view text = std::string_view(client.audience->text).substr(client.seen);
+        client.seen = client.audience->text.size();
         client.backlog += text.size();
         add(client, text);
     }
 
     void add(Client& client, std::string_view text) {
-        Outbox& out = client.outbox;
-        if (out.problem != nullptr) {
-            client.backlog -= text.size();
-            return;
-        }
-        out.unsent.erase(0, std::exchange(out.sent, 0));
-        if (out.unsent.empty()) out.progress = round_;
-        out.unsent += text;
+        if (client.problem != nullptr) return;
+        if (client.unsent.empty()) client.progress = round_;
+        client.unsent += text;
         take_in_hand(client);
     }
 
     void take_in_hand(Client& client) {
-        if (!std::exchange(client.outbox.in_hand, true)) in_hand_.push_back(&client);
+        if (!std::exchange(client.in_hand, true)) in_hand_.push_back(&client);
     }
 
     void deliver_room_texts() {
@@ -384,7 +372,7 @@ class Sender {
             Audience& room = rooms_[number];
             for (Client* member : room.members) {
                 catch_up(*member);
-                member->outbox.seen = 0;
+                member->seen = 0;
             }
             room.text.clear();
             room.text.shrink_to_fit();
@@ -395,34 +383,28 @@ class Sender {
 
     // One call, which takes what the socket has space for.
     void send_to(Client& client) {
-        Outbox& out = client.outbox;
-        const std::string_view rest = std::string_view(out.unsent).substr(out.sent);
-        if (rest.empty()) return;
-        const ssize_t count = send(client.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT);
-        if (count < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS) out.problem = "lost the connection.";
+        if (client.unsent.empty()) return;
+        const ssize_t count = send(client.socket.get(), client.unsent.data(), client.unsent.size(), MSG_DONTWAIT);
+        if (count < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS) client.problem = "lost the connection.";
         const auto taken = static_cast<std::size_t>(std::max<ssize_t>(count, 0));
-        out.full = taken < rest.size();
+        client.full = taken < client.unsent.size();
         if (taken == 0) return;
-        out.sent += taken;
-        out.progress = round_;
+        client.unsent.erase(0, taken);
+        client.progress = round_;
         const std::size_t before = client.backlog.fetch_sub(taken);
         if (before >= pause_backlog && before - taken < pause_backlog) news_.push_back(&client);
     }
 
     // Whether nothing is left to be sent to a client; then it is no longer in hand.
     bool is_done(Client& client) {
-        Outbox& out = client.outbox;
-        const std::size_t left = out.unsent.size() - out.sent;
-        if (left > max_backlog) out.problem = "could not keep up: 1 MiB waited.";
-        if (out.full && round_ - out.progress > max_stall)
-            out.problem = "took nothing of what was sent for 10 seconds.";
-        if (left > 0 && out.problem == nullptr) return false;
-        client.backlog -= left;
-        out.unsent.clear();
-        if (out.unsent.capacity() > 1024) out.unsent.shrink_to_fit();  // there may be thousands at rest
-        out.sent = 0;
-        out.full = out.in_hand = false;
-        if (out.problem != nullptr || out.releasing) news_.push_back(&client);
+        if (client.unsent.size() > max_backlog) client.problem = "could not keep up: 1 MiB waited.";
+        if (!client.unsent.empty() && round_ - client.progress > max_stall)
+            client.problem = "took nothing of what was sent for 10 seconds.";
+        if (!client.unsent.empty() && client.problem == nullptr) return false;
+        client.unsent.clear();
+        if (client.unsent.capacity() > 1024) client.unsent.shrink_to_fit();  // there may be thousands at rest
+        client.full = client.in_hand = false;
+        if (client.problem != nullptr || client.releasing) news_.push_back(&client);
         return true;
     }
 
@@ -435,7 +417,7 @@ class Sender {
         const bool retry = Clock::now() >= retry_;  // poll() waits until much is free: a slow reader takes less
         if (retry) retry_ = Clock::now() + std::chrono::seconds(1);
         std::size_t i = 0;
-        for (Client* client : in_hand_) client->outbox.full = polled[++i].revents == 0 && !retry;
+        for (Client* client : in_hand_) client->full = polled[++i].revents == 0 && !retry;
     }
 
     // Guarded by chat.mutex.
@@ -502,11 +484,12 @@ void announce(const Lock& lock, const Room& room, std::string_view word, std::st
 void say(const Lock& lock, const Client& from, std::string_view word, std::string_view text) {
     const std::string line = concat(word, " ", from.name, " ", text);
     const std::string in_history = concat("PAST ", utc_time(std::time(nullptr)), " ", line);
-    const auto ignorers = chat.ignorers.find(from.key);
+    std::vector<const Client*> ignorers;
+    auto next = chat.ignorers.lower_bound({from.key, nullptr});
+    for (; next != chat.ignorers.end() && next->first == from.key; ++next) ignorers.push_back(next->second);
     for (Room& room : chat.rooms) {
         if (&room != from.room && !is_operator(from)) continue;
-        sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n',
-                            ignorers == chat.ignorers.end() ? std::vector<const Client*>() : ignorers->second});
+        sender.queue(lock, {Mail::say, room.number, nullptr, line + '\n', ignorers});
         room.history.emplace_back(from.key, in_history);
         if (room.history.size() > history_lines) room.history.pop_front();
     }
@@ -558,7 +541,7 @@ void remove(const Lock& lock, Client& client, std::string_view reason) {
     }
     leave(lock, client, reason);
     chat.by_name.erase(client.key);
-    for (auto& [key, ignorers] : chat.ignorers) std::erase(ignorers, &client);
+    std::erase_if(chat.ignorers, [&](const auto& ignored) { return ignored.second == &client; });
 }
 
 // Ends a client's time here by its own thread: last_line is the last that it is sent, the reason is for its room.
@@ -593,12 +576,9 @@ void wait_until_taken(Lock& lock, Client& client) {
 // Waits until the client may be heard: while it is ahead of its rate, and while it does not read what is sent to it.
 void throttle(Client& client) {
     const auto now = Clock::now();
-    auto allowed = now;
-    if (options.rate > 0) {
-        const auto interval = Clock::duration(1s) / options.rate;
-        client.next_allowed = std::max(client.next_allowed, now) + interval;
-        allowed = client.next_allowed - burst * interval;
-    }
+    const Clock::duration interval = options.rate > 0 ? Clock::duration(1s) / options.rate : Clock::duration::zero();
+    client.next_allowed = std::max(client.next_allowed, now) + interval;
+    const auto allowed = client.next_allowed - burst * interval;
     if (allowed <= now && client.backlog < pause_backlog) return;
     Lock lock(chat.mutex);
     client.changed.wait_until(lock, allowed, [&] { return client.closing.load(); });
@@ -657,10 +637,9 @@ void end_connection(Client& client) {
         Lock lock(chat.mutex);
         remove(lock, client, "had a problem.");  // unless that has been done already
         sender.queue(lock, {Mail::release, 0, &client});
-        if (!client.changed.wait_for(lock, close_limit, [&] { return client.released; })) {
-            shutdown(client.socket.get(), SHUT_RDWR);
-            client.changed.wait(lock, [&] { return client.released; });
-        }
+        const auto is_released = [&] { return client.released; };
+        if (!client.changed.wait_for(lock, close_limit, is_released)) shutdown(client.socket.get(), SHUT_RDWR);
+        client.changed.wait(lock, is_released);
     }
     shutdown(client.socket.get(), SHUT_WR);
     limit_receive(client, close_limit);
@@ -740,7 +719,7 @@ class Acceptor {
    private:
     void accept_from(int listener) {
         sockaddr_storage from{};
-        auto* address = reinterpret_cast<sockaddr*>(&from);
+        sockaddr* const address = generic(from);
         socklen_t length = sizeof from;
         Fd socket(accept(listener, address, &length));
         if (!socket && (errno == EMFILE || errno == ENFILE)) {
@@ -838,8 +817,7 @@ void run() {
 // ==== Part B: what people rely on ========================================================================
 
 // ---- 8. The log ---------------------------------------------------------------------------------------
-// Standard output may be a paused terminal, or a full pipe: so a thread of its own writes what others, which never wait
-// (promise 2), put into a bounded queue.
+// Standard output may block: so a thread of its own writes what others, which never wait (promise 2), have queued.
 
 struct LogQueue {
     std::mutex mutex;
@@ -1291,9 +1269,8 @@ bool ask_password(Client& client, std::string_view question, Check check, int tr
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     std::string hash;
     const auto check = [&](const std::string& given) -> std::string_view {
-        if (count_characters(given) < min_password || given.size() > max_password) {
-            return "A password has at least 8 characters, and at most 256 bytes.";
-        }
+        const bool fits = count_characters(given) >= min_password && given.size() <= max_password;
+        if (!fits) return "A password has at least 8 characters, and at most 256 bytes.";
         if (!new_passwords.take({network_of(client.address)})) return too_many_attempts;
         hash = hash_password(Lock(hashing), given, hash_method + new_salt());
         return "";
@@ -1504,15 +1481,11 @@ void reply(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void ignore(Lock& lock, Client& user, std::string_view rest) {
-    const auto ignorers = chat.ignorers.find(fold(rest));
-    if (ignorers != chat.ignorers.end() && std::erase(ignorers->second, &user) > 0) {
-        if (ignorers->second.empty()) chat.ignorers.erase(ignorers);
-        return info(lock, user, "You hear ", rest, " again.");
-    }
+    if (chat.ignorers.erase({fold(rest), &user}) > 0) return info(lock, user, "You hear ", rest, " again.");
     const Client& target = find(lock, rest);
     if (&target == &user || is_operator(target)) return error(lock, user, "Not yourself, and not the server.");
     if (target.admin) return error(lock, user, "The admin cannot be ignored.");
-    chat.ignorers[target.key].push_back(&user);
+    chat.ignorers.emplace(target.key, &user);
     info(lock, user, "You no longer hear ", target.name, ". The same command undoes it.");
 }
 
@@ -1524,9 +1497,9 @@ void rooms(Lock& lock, Client& user, std::string_view /*rest*/) {
     const std::string fields = " rooms: number, name, members, creator, creation time, whether a code is needed";
     post(lock, user, concat("ROOMS ", chat.rooms.size(), fields));
     for (const Room& room : chat.rooms) {
-        const std::string line =
-            concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator);
-        post(lock, user, concat(line, " ", utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
+        post(lock, user,
+             concat("LIST ", room.number, " ", room.name, " ", room.members.size(), " ", room.creator, " ",
+                    utc_time(room.created), room.code.empty() ? " NO CODE" : " CODE"));
     }
 }
 
@@ -1549,9 +1522,8 @@ void create(Lock& lock, Client& user, std::string_view rest) {
     const std::string_view code = trim(rest);
     if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
     if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already: /join it.");
-    if (!code.empty() && (code.size() != 5 || !std::all_of(code.begin(), code.end(), is_digit))) {
-        return error(lock, user, "A code is exactly five digits.");
-    }
+    const bool five_digits = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
+    if (!code.empty() && !five_digits) return error(lock, user, "A code is exactly five digits.");
     Room& room = make_room(name, code, user.name);
     room.owner = user.name;
     move(lock, user, room, "left for another room.");
@@ -1864,9 +1836,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
     const bool too_much = command->arguments.empty() && !trim(rest).empty();
-    if (too_much || count_words(rest) < count_words(needed)) {
-        return error(lock, user, "The form is: ", form_of(*command));
-    }
+    const bool too_little = count_words(rest) < count_words(needed);
+    if (too_much || too_little) return error(lock, user, "The form is: ", form_of(*command));
     try {
         command->run(lock, user, trim(rest));
     } catch (const Refusal& refusal) {
@@ -1888,11 +1859,6 @@ void show_operator(std::string_view line) {
     log_line("-", concat(from, " -> ", to, ": ", line));
 }
 
-void run_operator_line(const Line& line) {
-    if (line.too_long) return tell_error(operator_client, "That line was too long.");
-    handle_line(operator_client, clean(line.text));
-}
-
 // The console's thread: does what the operator types, until there is no more of it. The server runs on without.
 void run_console() {
     name_thread("console");
@@ -1904,7 +1870,10 @@ void run_console() {
         if (in_background && wait_for_stop(1s)) return;
         ended = count == 0 || (count < 0 && !in_background && errno != EINTR && errno != EAGAIN);
         if (count > 0) lines.add({bytes.data(), static_cast<std::size_t>(count)});
-        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) run_operator_line(*line);
+        while (const std::optional<Line> line = ended ? lines.last() : lines.next()) {
+            if (line->too_long) tell_error(operator_client, "That line was too long.");
+            handle_line(operator_client, clean(line->text));
+        }
     }
 }
 
