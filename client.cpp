@@ -427,7 +427,8 @@ class Client {
     std::deque<OwnLine> waiting_;  // not answered yet
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
     bool ended_ = false;           // the chat is over
-    std::string over_;             // why the server has ended it; empty: it has not, or there is no way back
+    std::string over_;             // why the server has ended it, as long as the person has not decided what then
+    bool banned_ = false;          // by which there is no way back
     std::string error_;            // why it is, if the server has not said
     std::string last_words_;       // the server's, if they vanish with the screen
     std::string trouble_;          // what is wrong with the connection now
@@ -597,6 +598,7 @@ class Client {
         exit_status_ = message.word == "BYE" && message.fields[0] == "QUIT" ? 0 : 1;
         if (exit_status_ == 0 || terminal_mode != whole_screen) return end_chat();
         over_ = message.text.empty() ? "The end." : message.text;  // on the screen, the person may join again
+        banned_ = message.word == "BAN" || message.fields[0] == "BAN";
         server_->end();
     }
 
@@ -1587,7 +1589,7 @@ class ScreenClient : public Client {
     // Enter may have been meant for the line that was being typed.
     void press_at_end(Key key) {
         const bool meant = Clock::now() - over_since_ > reading_time;
-        if (key == Key::enter && meant) over_.clear(), changed_.notify_all();  // joins again: reconnect()
+        if (key == Key::enter && meant && !banned_) over_.clear(), changed_.notify_all();  // joins again: reconnect()
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         scroll(key);
     }
@@ -1946,10 +1948,9 @@ class ScreenClient : public Client {
     // Returns the line that is typed, if one is, and sets the cursor's column.
     Row last_row(int& cursor) {
         if (!over_.empty()) {
-            return {button(" Enter Join again ", {Key::enter}),
-                    {" ", Style::plain},
-                    button(" Esc Leave ", {Key::escape}),
-                    {' ' + over_, Style::mark}};
+            Row row = {button(" Esc Leave ", {Key::escape}), {' ' + over_, Style::mark}};
+            if (!banned_) row.insert(row.begin(), {button(" Enter Join again ", {Key::enter}), {" ", Style::plain}});
+            return row;
         }
         const Prompt* asked = prompt();
         if (asked != nullptr) return typed_row({asked->label, Style::mark}, asked->editor, asked->secret, cursor);

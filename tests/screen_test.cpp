@@ -869,6 +869,21 @@ TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
     again.expect_next(re("^a draft$"));
 }
 
+TEST(ScreenEnd, OffersNoWayBackAfterABan) {
+    for (const std::string word : {"BYE BAN", "BAN"}) {
+        ScriptedServer client;
+        client.server.send_line(word + " Alice is banned.");
+        client.wait(" Esc Leave  Alice is banned.");
+        EXPECT_FALSE(client.terminal.shows("Join again"));
+        eventually([&, start = harness::Clock::now()] {
+            return harness::Clock::now() - start > std::chrono::milliseconds(1100);
+        });
+        client.type("\r");
+        client.type(key("esc"));
+        EXPECT_EQ(client.process.wait_exit(), 1);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Hostile servers
 
