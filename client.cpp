@@ -928,17 +928,18 @@ enum class Key {
 
 // ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
 const std::map<std::string_view, Key> sequences = {
-    {"\x01", Key::home},      {"\x02", Key::left},      {"\x03", Key::interrupt},     {"\x04", Key::erase_or_quit},
-    {"\x05", Key::end},       {"\x06", Key::right},     {"\x07", Key::info},          {"\x08", Key::backspace},
-    {"\t", Key::tab},         {"\n", Key::enter},       {"\x0B", Key::kill_after},    {"\x0C", Key::redraw},
-    {"\r", Key::enter},       {"\x0E", Key::down},      {"\x10", Key::up},            {"\x12", Key::rooms},
-    {"\x15", Key::kill_before}, {"\x17", Key::kill_word}, {"\x1A", Key::suspend},     {"\x1C", Key::abort},
-    {"\x7F", Key::backspace}, {"\33", Key::escape},     {"\33\x7F", Key::kill_word}, {"\33b", Key::word_left}, {"\33d", Key::kill_word_after}, {"\x19", Key::put_back},
-    {"\33f", Key::word_right}, {"\33[A", Key::up},      {"\33[B", Key::down},         {"\33[C", Key::right},
-    {"\33[D", Key::left},     {"\33[H", Key::home},     {"\33[F", Key::end},          {"\33[I", Key::focus_in},
-    {"\33[O", Key::focus_out}, {"\33[P", Key::info},    {"\33[Q", Key::rooms},        {"\33[1~", Key::home},
-    {"\33[3~", Key::erase},   {"\33[4~", Key::end},     {"\33[5~", Key::page_up},     {"\33[6~", Key::page_down},
-    {"\33[7~", Key::home},    {"\33[8~", Key::end},     {"\33[11~", Key::info},       {"\33[12~", Key::rooms},
+    {"\x01", Key::home},         {"\x02", Key::left},         {"\x03", Key::interrupt},    {"\x04", Key::erase_or_quit},
+    {"\x05", Key::end},          {"\x06", Key::right},        {"\x07", Key::info},         {"\x08", Key::backspace},
+    {"\t", Key::tab},            {"\n", Key::enter},          {"\x0B", Key::kill_after},   {"\x0C", Key::redraw},
+    {"\r", Key::enter},          {"\x0E", Key::down},         {"\x10", Key::up},           {"\x12", Key::rooms},
+    {"\x15", Key::kill_before},  {"\x17", Key::kill_word},    {"\x19", Key::put_back},     {"\x1A", Key::suspend},
+    {"\x1C", Key::abort},        {"\33", Key::escape},        {"\x7F", Key::backspace},    {"\33\x7F", Key::kill_word},
+    {"\33b", Key::word_left},    {"\33f", Key::word_right},   {"\33[A", Key::up},           {"\33[11~", Key::info},
+    {"\33[B", Key::down},        {"\33[C", Key::right},       {"\33[D", Key::left},        {"\33[H", Key::home},
+    {"\33[F", Key::end},         {"\33[I", Key::focus_in},    {"\33[O", Key::focus_out},   {"\33[P", Key::info},
+    {"\33[Q", Key::rooms},       {"\33[1~", Key::home},       {"\33[3~", Key::erase},      {"\33[4~", Key::end},
+    {"\33[5~", Key::page_up},    {"\33[6~", Key::page_down},  {"\33[7~", Key::home},       {"\33[8~", Key::end},
+    {"\33[12~", Key::rooms},     {"\33d", Key::kill_word_after},
     {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
     {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
 };
