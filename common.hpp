@@ -503,12 +503,11 @@ inline void read_command_line(int argc, char** argv, const std::string& title, c
     };
     known.push_back({"help", no_argument, [&] { answer("usage: " + program_name + usage); }});
     known.push_back({"version", no_argument, [&] { answer(title + ' ' + std::string(version) + '\n'); }});
-    constexpr int first = 256;  // each has a number of its own, which is no character
-    std::vector<option> names;
-    for (const KnownOption& one : known) {
-        names.push_back({one.name, one.argument, nullptr, first + static_cast<int>(names.size())});
+    constexpr int first = 256;                    // each has a number of its own, which is no character
+    std::vector<option> names(known.size() + 1);  // the last is the end
+    for (std::size_t i = 0; i < known.size(); ++i) {
+        names[i] = {known[i].name, known[i].argument, nullptr, first + static_cast<int>(i)};
     }
-    names.push_back({});
     for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), nullptr)) != -1;) {
         if (found < first) throw UsageError("");  // getopt_long() has told what is wrong
         known[static_cast<std::size_t>(found - first)].set();
