@@ -1473,6 +1473,7 @@ class ScreenClient : public Client {
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
         if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
+        if (word == "ROOM" && valid_name(name)) been_in_.emplace(name);
         if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
@@ -1772,6 +1773,7 @@ class ScreenClient : public Client {
         } else if (fold(before).starts_with("/join ")) {
             if (rooms_.empty()) list_rooms();
             for (const ListedRoom& room : rooms_) add(room[1]);
+            for (const std::string& room : been_in_) add(room);
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);
@@ -1993,7 +1995,7 @@ class ScreenClient : public Client {
     Scrollback scrollback_, help_;
     std::string owner_, topic_;                   // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
-    std::set<std::string> names_;                 // seen since the start
+    std::set<std::string> names_, been_in_;       // of people and rooms, seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
     Editor line_;                                 // what is typed into the chat

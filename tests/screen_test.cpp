@@ -387,6 +387,7 @@ TEST(ScreenLine, HasAHistoryThatKeepsTheDraft) {
 
 TEST(ScreenLine, IsCompletedByTab) {
     ScriptedServer client;
+    client.tell("ROOM den 12345 alice You are in den.\nROOM public - - You are in public.");
     client.tell(
         "WHO public 4 alice bob barbara carol\nSAY bob hi\nSAY barbara hi\nROOMS 2 rooms\n"
         "LIST 1 public 4 server 2026-01-02T03:04:05Z NO CODE\nLIST 2 garden 1 bob 2026-01-02T03:04:05Z CODE");
@@ -396,6 +397,7 @@ TEST(ScreenLine, IsCompletedByTab) {
                                                                         {"/cr\tx", "/create x"},
                                                                         {"/msg c\tx", "/msg carol x"},
                                                                         {"/join g\t12345", "/join garden 12345"},
+                                                                        {"/join d\t12345", "/join den 12345"},
                                                                         {"zzz\t", "zzz"},
                                                                         {"/WHO\t", "/who "}};
     for (const auto& [keys, line] : completed) {
