@@ -1,6 +1,6 @@
 // common.hpp: what both programs need: errors, descriptors, text, lines, words, addresses, discovery, starting.
 //
-// Up to section 7 no function keeps state of its own: each may be called from any thread. Only resolve() blocks.
+// Up to section 7 no function keeps state of its own: any thread may call it. Only resolve() and wait_for() block.
 
 #pragma once
 
@@ -481,7 +481,7 @@ inline std::string receive_datagram(const Fd& socket, sockaddr_in& from) {
 }
 
 // ---- 8. Starting --------------------------------------------------------------------------------------
-// How both programs read their options, and what becomes of an exception that ends one.
+// How both programs read their options, and what becomes of an exception that ends one. For main(), before any thread.
 
 using UsageError = std::invalid_argument;  // the command line is wrong; an empty text: that has been told
 
