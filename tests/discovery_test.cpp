@@ -1,6 +1,7 @@
 // Discovery, the server's side: what is answered to those who look for servers, and to all the rest that comes. Each
 // test has a network of its own, since the port is always the same and real ones are not to be disturbed.
 #include "network.hpp"
+#include "proof.hpp"
 
 #ifdef __linux__
 #include <arpa/inet.h>
@@ -240,8 +241,8 @@ TEST_F(Discovery, IsNotHarmedByTenThousandDatagramsOfGarbage) {
     }
     EXPECT_TRUE(seeker->ask("still").text.starts_with("CHATROOM! still " + port + " 2 open "));
     EXPECT_EQ(descriptor_count(server->pid()), descriptors);
-    EXPECT_LE(thread_count(server->pid()), threads);  // the console may just have been ending
-    const long more = is_sanitized() ? 64 : 4;        // MiB: a sanitizer keeps what was freed
+    EXPECT_LE(thread_count(server->pid()), threads);   // the console may just have been ending
+    const long more = proof::is_sanitized() ? 64 : 4;  // MiB: a sanitizer keeps what was freed
     EXPECT_LT(resident_bytes(server->pid()), bytes + (more << 20));
     EXPECT_FALSE(re("CHATROOM").find(server->output())) << "it is in the log";
 }
