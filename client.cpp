@@ -1473,7 +1473,7 @@ class ScreenClient : public Client {
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
         if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
-        if (word == "ROOM" && valid_name(name)) been_in_.emplace(name);
+        if (word == "ROOM" && valid_name(name) && been_in_.size() < max_listed) been_in_.emplace(name);
         if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
@@ -1755,6 +1755,14 @@ class ScreenClient : public Client {
         std::rotate(candidates_.begin(), candidates_.begin() + 1, candidates_.end());
     }
 
+    // Returns the rooms that were listed last, for which it asks where there are none, and those where we have been.
+    std::set<std::string> known_rooms() {
+        if (rooms_.empty()) list_rooms();
+        std::set<std::string> names = been_in_;
+        for (const ListedRoom& room : rooms_) names.insert(room[1]);
+        return names;
+    }
+
     // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
@@ -1771,9 +1779,7 @@ class ScreenClient : public Client {
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
             }
         } else if (fold(before).starts_with("/join ")) {
-            if (rooms_.empty()) list_rooms();
-            for (const ListedRoom& room : rooms_) add(room[1]);
-            for (const std::string& room : been_in_) add(room);
+            for (const std::string& room : known_rooms()) add(room);
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);
