@@ -798,9 +798,11 @@ void set_terminal(TerminalMode mode) {
 
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
+    const int saved = errno;
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
     raise(number);
+    errno = saved;
 }
 
 void wake_writer() {
