@@ -350,6 +350,12 @@ class Client {
         return true;
     }
 
+    // Asks for the list of rooms, as nobody has typed.
+    void list_rooms() {
+        waiting_.push_back({"/rooms", "", ""});
+        send_next();
+    }
+
     // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
     std::string heading() const {
         const auto last = std::find_if(waiting_.rbegin(), waiting_.rend(), [](auto& l) { return !l.leads_to.empty(); });
@@ -504,6 +510,7 @@ class Client {
         static const std::set<std::string_view> unasked = {"SAY",  "ME",    "MSG",   "BLOCKED",
                                                            "JOIN", "LEAVE", "OWNER", "LIST"};
         if (message.word == "ERR") return true;
+        if (line.text == "/rooms") return message.word == "ROOMS";  // to come in is told in several lines
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
         const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
         return ours || (!line.speaks && !unasked.contains(message.word));
@@ -1483,6 +1490,7 @@ class ScreenClient : public Client {
         if (word == "OWNER") owner_ = name;
         if (word == "LIST") list_room(message);
         if (word == "ROOMS") listing_.clear(), left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
+        if (word == "WELCOME") list_due_ = true;
         if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
@@ -1531,6 +1539,7 @@ class ScreenClient : public Client {
     bool is_away() const { return !focused_ || view_ != View::chat || !scrollback_.follows(); }
 
     void refresh() override {
+        if (list_due_ && is_idle()) list_due_ = false, list_rooms();
         if (terminal_mode == whole_screen && in_foreground()) draw();
     }
 
@@ -1546,7 +1555,7 @@ class ScreenClient : public Client {
             refresh();
             const bool timeout = !wait(lock, ours);
             while (const std::optional<Typed> typed = keys_.next(timeout)) press(*typed);
-            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_rooms();
+            if (timeout && view_ == View::rooms && Clock::now() - last_key_ < attention_span) list_due_ = true;
         }
     }
 
@@ -1611,7 +1620,7 @@ class ScreenClient : public Client {
 
     void open(View view) {
         view_ = view;
-        if (view == View::rooms) list_rooms();
+        if (view == View::rooms) list_due_ = true;
         if (view == View::info) scroll(Key::home);
     }
 
@@ -1757,9 +1766,8 @@ class ScreenClient : public Client {
         std::rotate(candidates_.begin(), candidates_.begin() + 1, candidates_.end());
     }
 
-    // Returns the rooms that were listed last, for which it asks where there are none, and those where we have been.
-    std::set<std::string> known_rooms() {
-        if (rooms_.empty()) list_rooms();
+    // Returns the rooms that were listed last, and those where we have been.
+    std::set<std::string> known_rooms() const {
         std::set<std::string> names = been_in_;
         for (const ListedRoom& room : rooms_) names.insert(room[1]);
         return names;
@@ -1790,10 +1798,6 @@ class ScreenClient : public Client {
 
     // ---- The list of rooms, and the page of help
 
-    void list_rooms() {
-        if (is_idle()) submit("/rooms");
-    }
-
     // Returns where the chosen room stands in the list; at its start, if it is not there.
     long chosen_index() const {
         const auto found =
@@ -1812,7 +1816,7 @@ class ScreenClient : public Client {
         if (typed.key != Key::text) return choose(rows_down(typed.key));
         keys_.put_back(typed.text.substr(1));  // it came with what was typed next
         if (typed.text[0] == 'c') create();
-        if (typed.text[0] == 'r') list_rooms();
+        if (typed.text[0] == 'r') list_due_ = true;
         if (typed.text[0] == 'i') open(View::info);
         if (typed.text[0] == 'x') shut_down();
     }
@@ -2006,6 +2010,7 @@ class ScreenClient : public Client {
     std::set<std::string> names_, been_in_;       // of people and rooms, seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
+    bool list_due_ = false;                       // is to be asked for, when we are idle
     Editor line_;                                 // what is typed into the chat
     std::string begun_in_;                        // the room in which it was begun
     std::optional<Prompt> prompt_, answer_;       // a question of ours, and the server's

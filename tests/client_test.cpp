@@ -387,6 +387,9 @@ struct Typist : OnScreen {
           server(listener->accept()) {
         server.send_line("WELCOME alice Welcome, alice.\nROOM " + room + " - You are there now.");
         wait("You are there now.");
+        if (!form.empty()) return;
+        server.expect_next("/rooms");  // the list, for Tab
+        tell("ROOMS 0 rooms");
     }
     static Launch on_wide_screen(int port, const Lines& form) {
         Launch launch = to_port(port, form);
@@ -533,6 +536,21 @@ TEST(ClientTyped, CommandsOfTheRoomListWaitToo) {
     alice.wait("1 of your lines wait");
     alice.welcome_back();
     alice.server.expect_next(re("^/create den 12345$"));
+}
+
+TEST(ClientTyped, CommandIsNotAnsweredByTheListOfRooms) {
+    Typist alice({});
+    alice.type("\33OQ");
+    alice.server.expect_next("/rooms");
+    alice.type("\33");
+    alice.wait_gone("c Create");
+    alice.tell("WHO public 2 alice bob");  // part of what was told before
+    alice.type("/kick bob\r");
+    alice.server.send_line("ROOMS 0 rooms");
+    alice.server.expect_next("/kick bob");
+    alice.lose();
+    alice.welcome_back();
+    alice.server.expect_next("/kick bob");
 }
 
 TEST(ClientTyped, PasteOutlivesTheServer) {

@@ -83,6 +83,9 @@ struct Client : OnScreen {
         : OnScreen(client_path(), on_port(from->port(), more)), listener(std::move(from)), server(listener->accept()) {
         if (first.empty()) return;
         tell(first);
+        if (first.find("ROOM ") == std::string::npos) return;
+        server.expect_next("/rooms");  // the list, for Tab
+        tell("ROOMS 0 rooms");
     }
     int told_ = 0;
 };
@@ -511,6 +514,8 @@ TEST(ServerThatDies, InAQuestionTakesTheAnswerWithIt) {
         again.expect_next(re("^alice$"));
         again.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.\nINFO back");
         client.wait("-- back");
+        again.expect_next("/rooms");
+        again.send_line("ROOMS 0 rooms");
         client.type("cret\r");
         client.wait_gone(": **");
         client.type("hello\r");

@@ -72,7 +72,8 @@ struct ScriptedServer : OnScreen {
           listener(std::move(from)),
           server(listener->accept()) {
         server.send_raw("WELCOME alice Welcome, alice.\nROOM public - - You are in public.\nWHO public 2 alice bob\n");
-        if (size.rows >= 10) wait("Welcome");
+        server.expect_next("/rooms");  // the list, for Tab
+        tell("ROOMS 0 rooms");
     }
     int told_ = 0;
 };
@@ -142,7 +143,7 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     client.type(key("f2") + "c" + "half a room");
     client.wait("The new room's name: half a room");
     client.server.expect("/rooms");
-    client.server.send_raw("ROOM public - - You are in public.\nPASS The password?\n");
+    client.server.send_raw("ROOMS 0 rooms\nROOM public - - You are in public.\nPASS The password?\n");
     client.wait("The server asks something");  // the line that was begun keeps the keyboard
     client.type(key("esc"));
     client.wait("Password: ");
@@ -299,6 +300,8 @@ TEST(ScreenLine, SurvivesAnythingThatArrives) {
     client.type("secret\r");
     client.server.expect("secret");
     client.tell("ROOM public - - You are in public.\nWELCOME alice Again.");
+    client.server.expect_next("/rooms");
+    client.tell("ROOMS 0 rooms");
     client.resize({10, 30});
     client.resize({24, 80});
     client.type(key("up") + "the end\r");
@@ -404,6 +407,16 @@ TEST(ScreenLine, IsCompletedByTab) {
         client.type(keys + "\r");
         client.hear(line);
     }
+}
+
+TEST(ScreenLine, IsCompletedByTheServersRoomsAtTheFirstTab) {
+    Server server({.args = {"--rooms", "red,green"}});
+    User alice(server);
+    alice.wait("You are in public.");
+    alice.type("hello\r");
+    alice.wait("alice: hello");  // behind the answer to /rooms, which was sent before
+    alice.type("/join gr\t\r");
+    alice.wait("You are in green.");
 }
 
 TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
@@ -544,6 +557,20 @@ TEST(ScreenRooms, AreListedAndRefreshed) {
     bob.lines_until_echo();
     alice.type("r");
     alice.wait_gone("garden", 2);
+}
+
+TEST(ScreenRooms, AreAskedForByNoLineOfThePersons) {
+    ScriptedServer client;
+    client.type(key("f2"));
+    client.server.expect_next("/rooms");
+    client.server.reset();
+    client.wait("trying again");
+    client.type(key("esc"));
+    client.wait_gone("c Create");
+    client.type("\x04");
+    EXPECT_EQ(client.process.wait_exit(), 0);
+    EXPECT_FALSE(contains(client.process.output(), "of your lines")) << client.process.output();
+    EXPECT_FALSE(contains(client.process.output(), "not sent")) << client.process.output();
 }
 
 TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
