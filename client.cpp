@@ -761,6 +761,7 @@ class PlainClient : public Client {
 // What signal handlers need is global, and what they call is async-signal-safe.
 
 termios original_settings;                           // of the terminal, when its mode was first changed
+std::atomic<bool> restored_for_good = false;         // a signal ends us: no thread changes the terminal any more
 std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
 std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
 std::atomic<bool> reopen_screen = true;              // the writer has to, once we are in the foreground
@@ -786,7 +787,7 @@ void write_to_terminal(std::string_view bytes, bool patient) {
 
 // See section 1.
 void set_terminal(TerminalMode mode) {
-    if (mode == terminal_mode) return;
+    if (mode == terminal_mode || (mode != original && restored_for_good)) return;
     if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
     termios wanted = original_settings;
     if (mode != original) wanted.c_lflag &= ~static_cast<tcflag_t>(ECHO);
@@ -806,6 +807,7 @@ void set_terminal(TerminalMode mode) {
 // Whatever ends us, the terminal is as it was; then the signal does what it always does.
 void end_by_signal(int number) {
     const int saved = errno;
+    restored_for_good = true;
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
     raise(number);
