@@ -17,6 +17,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 
 using namespace faults;
 
@@ -67,6 +68,8 @@ void note(char event) {
     if (at < shared()->events.size()) shared()->events[at] = event;
 }
 
+thread_local time_t ahead = 0;  // by how many seconds this thread's clock is
+
 mode_t kind_of(int fd) {
     struct stat status {};
     return fstat(fd, &status) == 0 ? status.st_mode & S_IFMT : 0;
@@ -87,7 +90,17 @@ INSTEAD(int, accept, (int socket, sockaddr* address, socklen_t* length)) {
 INSTEAD(ssize_t, recv, (int socket, void* bytes, size_t count, int flags)) {
     REAL(recv);
     const int fault = ordered(recv_call);
-    return fault > 0 ? -1 : real_recv(socket, bytes, fault < 0 ? std::min<size_t>(count, 1) : count, flags);
+    if (fault > 0) return -1;
+    const ssize_t result = real_recv(socket, bytes, fault < 0 ? std::min<size_t>(count, 1) : count, flags);
+    if (shared() != nullptr) ahead += shared()->recv_seconds.exchange(0);
+    return result;
+}
+
+INSTEAD(int, clock_gettime, (clockid_t clock, timespec* time)) {
+    REAL(clock_gettime);
+    const int result = real_clock_gettime(clock, time);
+    if (clock == CLOCK_MONOTONIC) time->tv_sec += ahead;
+    return result;
 }
 
 INSTEAD(ssize_t, send, (int socket, const void* bytes, size_t count, int flags)) {

@@ -61,6 +61,8 @@ class Orders {
     void stop(Call call) const { shared_->faults[call].error = 0; }
     int failed(Call call) const { return shared_->faults[call].failed; }
 
+    void delay_recv(int seconds) const { shared_->recv_seconds = seconds; }
+
     // What was done to files since the last call, as letters: see Shared::events.
     std::string events() const {
         std::string text;
@@ -122,6 +124,21 @@ TEST_F(Faults, ShortReadsAndWritesChangeNothing) {  // promise 3
     EXPECT_GT(orders.failed(recv_call), 0);
     EXPECT_GT(orders.failed(send_call), 0);
     EXPECT_GT(orders.failed(write_file_call), 0);
+}
+
+// Each of these answers comes within half of its time, but all of them leave four seconds of five minutes (promise 2).
+TEST_F(Faults, LoginOfManyAnswersHasFiveMinutes) {
+    Server server(options_without_accounts());
+    Peer slow(server.port());
+    slow.expect("NICK");
+    for (const int seconds : {29, 29, 29, 29, 29, 29, 29, 29, 29, 19, 9, 5, 2}) {
+        orders.delay_recv(seconds);
+        slow.send_line("1");
+        slow.expect("NICK");
+    }
+    slow.expect(starts("INFO You have "));
+    slow.expect("REFUSE That took too long: a minute for an answer, five for all.");
+    slow.expect_eof();
 }
 
 TEST_F(Faults, EveryOtherCallInterruptedChangesNothing) {
