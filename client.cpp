@@ -994,15 +994,15 @@ class Keys {
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
+    static constexpr std::size_t max_text = 64, max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
-    // Returns the bytes of the first key, or of all the text before the next one, since what belongs together has to
-    // stay so; 0 if they are not all here.
+    // Returns the bytes of the first key, or of the text before the next one, since what belongs together has to stay
+    // so, but not of much of it, since a line takes it as a whole or not at all; 0 if they are not all here.
     std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
         if (is_control(bytes_[0])) return 1;
         std::size_t end = 0;
-        while (end < bytes_.size() && !is_control(bytes_[end])) {
+        while (end < std::min(bytes_.size(), max_text) && !is_control(bytes_[end])) {
             const Character next = decode_utf8(std::string_view(bytes_).substr(end));
             if (!next.valid && bytes_.size() - end < 4) break;  // the rest of it may be on its way
             end += next.bytes;
