@@ -115,7 +115,7 @@ struct Client {
     Clock::time_point progress;     // when the socket last took something, or something began to wait
     // Any thread.
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in `unsent`
-    std::atomic<bool> closing = false;     // removed from the chat, about to be closed; set with chat.mutex held
+    std::atomic<bool> closing = false;     // it ends, and nothing more is queued for it; set with chat.mutex held
     std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
     std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
     // Guarded by chat.mutex.
@@ -773,6 +773,7 @@ void end_clients() {
         client->closing = true;
         client->changed.notify_all();
     }
+    chat.by_name.clear();  // a command that still waits for a file is to find nobody who is gone
     sender.wait_until_idle(lock, shutdown_limit);
     for (const Client* client : chat.connected) shutdown(client->socket.get(), SHUT_RD);
     chat.empty.wait_for(lock, shutdown_limit, [] { return chat.connected.empty(); });

@@ -147,6 +147,7 @@ INSTEAD(int, fsync, (int fd)) {
     REAL(fsync);
     const bool folder = kind_of(fd) == S_IFDIR;
     if (ordered(folder ? fsync_folder_call : fsync_call) > 0) return -1;
+    for (; shared() != nullptr && shared()->hold_fsync; usleep(1000)) shared()->fsync_is_held = true;
     note(folder ? 'd' : 'f');
     return real_fsync(fd);
 }

@@ -42,6 +42,7 @@ struct Shared {
     // What was done to files, in order: w write, f fsync, r rename, d fsync of a directory.
     std::array<std::atomic<char>, 4096> events;
     std::atomic<unsigned> event_count = 0;
+    std::atomic<bool> hold_fsync = false, fsync_is_held = false;
     std::atomic<int> recv_seconds = 0;  // how much longer the next recv() will have taken, for the thread that calls it
 };
 
