@@ -26,7 +26,7 @@ ifdef ONLY
 CHOSEN := $(addprefix %/,$(addsuffix _test,$(ONLY)))
 TESTS  := $(filter $(CHOSEN),$(TESTS))
 OTHERS := $(filter $(CHOSEN),$(OTHERS))
-$(if $(TESTS)$(OTHERS),,$(error There is no tests/$(ONLY)_test.cpp))
+$(if $(TESTS)$(OTHERS)$(filter bench,$(MAKECMDGOALS)),,$(error There is no tests/$(ONLY)_test.cpp))
 endif
 HELPER := $(patsubst %.cpp,$(B)/%.o,$(wildcard tests/harness.cpp))
 

@@ -316,7 +316,7 @@ class Client {
         : target_(std::move(target)), server_(open_connection(target_, stop_, true)), name_to_send_(std::move(name)) {}
     virtual ~Client() = default;
 
-    // Starts both threads. Blocks until the chat is over, tells why it is, and returns the exit status.
+    // Starts both threads. Blocks until the chat is over, tells why it is, and returns the exit status. Locks.
     int run() {
         std::thread reader(&Client::read, this);
         std::thread writer([this] {
@@ -760,7 +760,7 @@ class PlainClient : public Client {
 // ---- 6. The terminal's modes, and signals -------------------------------------------------------------
 // What signal handlers need is global, and what they call is async-signal-safe.
 
-termios original_settings;                           // of the terminal, when its mode was first changed
+termios original_settings;                           // of the terminal, when its mode was changed from it
 std::atomic<bool> restored_for_good = false;         // a signal ends us: no thread changes the terminal any more
 std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
 std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen

@@ -594,7 +594,7 @@ const std::vector<Limit> limits = {
     {"server.cpp", "max_attempts", "docs/protocol.md", "after % wrong attempts"},
     {"server.cpp", "min_password", "docs/protocol.md", "at least % characters"},
     {"server.cpp", "max_password", "docs/protocol.md", "at most % bytes"},
-    {"server.cpp", "max_wrong_passwords", "docs/design.md", "% passwords on one connection"},
+    {"server.cpp", "max_wrong_passwords", "docs/design.md", "% passwords in a row"},
     {"client.cpp", "max_found", "docs/design.md", "at most % are kept"},
 };
 
