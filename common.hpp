@@ -81,7 +81,7 @@ inline std::string error_text(int number) {
 
 // ---- 2. Descriptors -----------------------------------------------------------------------------------
 
-// Owns a file descriptor; the only place that closes one.
+// Owns a file descriptor, and closes it.
 class Fd {
    public:
     explicit Fd(int fd = -1) : fd_(fd) {}
@@ -157,7 +157,7 @@ inline void name_thread(const char* name) {
 #ifdef __APPLE__
     pthread_setname_np(name);
 #else
-    pthread_setname_np(pthread_self(), name);
+    pthread_setname_np(pthread_self(), std::string(name).substr(0, 15).c_str());
 #endif
 }
 

@@ -8,11 +8,11 @@
 //    handle_line()       section 5   a line is a command, or something to say
 //    say()               section 4   puts the speaker's name before it, and queues it for the room
 //    Sender::collect()   section 3   the sender takes what was queued,
-//    Sender::deliver()   section 3   adds it to what waits for each member of the room,
+//    Sender::deliver()   section 3   adds it to the room's text, which is copied to what waits for each member,
 //    Sender::send_to()   section 3   and gives it to each one's socket, in one call
 //
-// One mutex, chat.mutex, guards clients and rooms. What is done under it touches memory only. A function that needs it
-// held takes a `const Lock&` as the proof. The promises that comments cite by number are those of docs/design.md.
+// One mutex, chat.mutex, guards clients and rooms; what is done under it touches memory only. Most functions that need
+// it held take a `const Lock&` as the proof. The promises that comments cite by number are those of docs/design.md.
 
 #if __has_include(<crypt.h>)
 #include <crypt.h>
@@ -229,7 +229,7 @@ class Sender {
     }
 
     // Waits while much mail waits for the sender. Whoever is about to say something calls this first, and queues it
-    // before the lock is released: so the queue is bounded, and a flood slows those who flood. Any client's thread.
+    // before the lock is released: so the queue is bounded and a flood slows those who flood. Not the sender's thread.
     void wait_for_space(Lock& lock) {
         space_.wait(lock, [&] { return said_bytes_ <= max_said && mail_bytes_ <= max_mail; });
         space_.notify_one();  // the next one looks whether there is some left once we have queued ours
@@ -1142,7 +1142,7 @@ constexpr std::size_t max_attempts = 20;   // wrong ones at secrets; the same go
 constexpr auto attempt_window = 60s;       // in which they count
 constexpr std::size_t min_password = 8;    // characters
 constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
-constexpr int max_wrong_passwords = 3;     // on one connection
+constexpr int max_wrong_passwords = 3;     // in a row: then the connection ends
 constexpr std::string_view too_many_attempts = "Too many attempts: wait a minute, then try again.";
 constexpr std::string_view wrong_password = "That is not the password.";
 constexpr std::string_view address_banned = "BAN Your address is banned.";
@@ -1707,7 +1707,8 @@ void bans(Lock& lock, Client& user, std::string_view /*rest*/) {
         const bool is_wrong = is_wrong_ban(line);
         ++(is_wrong ? wrong : count);
         Lock held(chat.mutex);
-        info(held, user, is_wrong ? concat(bans_file.path, ", line ", number, wrong_ban) : clean(line));
+        info(held, user,
+             is_wrong ? concat(bans_file.path, ", line ", number, wrong_ban) : clean(line.substr(0, max_line)));
         wait_until_taken(held, user);
     });
     lock.lock();

@@ -6,12 +6,15 @@
 #include <poll.h>
 #include <stdlib.h>
 
+#include <array>
 #include <clocale>
 #include <cstdio>
 #include <functional>
 #include <random>
 #include <set>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -182,6 +185,15 @@ std::vector<char32_t> codes_in(std::string_view text) {
         text.remove_prefix(next.bytes);
     }
     return codes;
+}
+
+TEST(Threads, HaveANameHoweverLongItIs) {
+    std::array<char, 100> name{};
+    std::thread([&] {
+        name_thread("fd00:1234:5678:9abc::1234:5678");
+        pthread_getname_np(pthread_self(), name.data(), name.size());
+    }).join();
+    EXPECT_TRUE(std::string_view(name.data()).starts_with("fd00:1234:5678:")) << name.data();
 }
 
 TEST(Text, EveryCharacterIsDecodedAndNoOther) {

@@ -647,6 +647,15 @@ TEST(Ban, IsNotForTheAdminNorTheServer) {
                     {"/ban SERVER", "ERR That is neither a name that can be banned, nor an address or a network."}});
 }
 
+TEST(Bans, EditedByHandAreShownInLinesOfTheProtocolsLength) {
+    Server server;
+    write_file(server.bans(), "mallory # " + std::string(20000, '\xE4') + "\n");
+    Peer admin = admin_of(server);
+    admin.send_line("/bans");
+    EXPECT_LE(admin.expect(starts("INFO mallory")).size(), 16384U);
+    admin.expect_next("INFO Bans: 1.");
+}
+
 TEST(Bans, EditedByHandCountFromTheNextLogin) {
     Server server;
     std::string list = "# a comment: dave\r\n\r\n  Bob  # since yesterday\r\n#erin\r\n";
