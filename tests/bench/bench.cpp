@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <set>
+#include <stdexcept>
 
 #include "load.hpp"
 #include "report.hpp"
@@ -165,7 +166,8 @@ void run_all(const std::vector<Workload>& workloads, const std::vector<Contender
         for (const Contender& contender : contenders) steps += takes_part(contender, workload) ? workload.rounds : 0;
     }
     Progress progress(steps);
-    std::ofstream results(folder + "/results.jsonl");
+    std::ofstream results(folder + "/results.jsonl"), picture(folder + "/performance.svg");
+    if (!results || !picture) throw std::runtime_error("cannot write into " + folder);
     std::vector<Section> sections;
     for (const Workload& workload : workloads) {
         sections.push_back(run(workload, contenders, progress));
@@ -174,8 +176,8 @@ void run_all(const std::vector<Workload>& workloads, const std::vector<Contender
         write_json(results, sections.back());
     }
     write_goals(std::cout, sections);
-    std::ofstream picture(folder + "/performance.svg");
     write_picture(picture, sections);
+    if (!results.flush() || !picture.flush()) throw std::runtime_error("cannot write into " + folder);
 }
 
 }  // namespace
