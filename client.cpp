@@ -350,11 +350,8 @@ class Client {
         return true;
     }
 
-    // Asks for the list of rooms, as nobody has typed.
-    void list_rooms() {
-        waiting_.push_back({"/rooms", "", ""});
-        send_next();
-    }
+    // Asks for the list of rooms, as nobody has typed: nothing waits for the answer, which may never come.
+    void list_rooms() { server_->send_line("/rooms"); }
 
     // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
     std::string heading() const {
@@ -507,13 +504,13 @@ class Client {
 
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
     bool answers(const Message& message, const OwnLine& line) const {
-        static const std::set<std::string_view> unasked = {"SAY",  "ME",    "MSG",   "BLOCKED",
-                                                           "JOIN", "LEAVE", "OWNER", "LIST"};
+        static const std::set<std::string_view> unasked = {"SAY",   "ME",    "MSG",   "BLOCKED", "JOIN",
+                                                           "LEAVE", "OWNER", "ROOMS", "LIST"};
         if (message.word == "ERR") return true;
-        if (line.text == "/rooms") return message.word == "ROOMS";  // to come in is told in several lines
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
         const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
-        return ours || (!line.speaks && !unasked.contains(message.word));
+        const bool listed = message.word == "ROOMS" && same_name(trim(line.text), "/rooms");
+        return ours || listed || (!line.speaks && !unasked.contains(message.word));
     }
 
     void confirm_line() {

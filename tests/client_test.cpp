@@ -553,6 +553,16 @@ TEST(ClientTyped, CommandIsNotAnsweredByTheListOfRooms) {
     alice.server.expect_next("/kick bob");
 }
 
+TEST(ClientTyped, RoomsAreListedHoweverThatIsTyped) {
+    Typist alice({"--plain"});
+    for (const std::string answer : {"ROOMS 0 rooms", "INFO public: 1"}) {  // the tutorial's servers tell it so
+        alice.type(" /Rooms\r");
+        alice.server.expect_next(re("^ /Rooms$"));
+        alice.server.send_line(answer);
+        alice.say("hello");
+    }
+}
+
 TEST(ClientTyped, PasteOutlivesTheServer) {
     for (const Lines& form : both_forms) {
         std::optional<Server> server(std::in_place, ServerOptions{.rate = 40});

@@ -573,6 +573,17 @@ TEST(ScreenRooms, AreAskedForByNoLineOfThePersons) {
     EXPECT_FALSE(contains(client.process.output(), "not sent")) << client.process.output();
 }
 
+TEST(ScreenRooms, AreNotWaitedFor) {
+    ScriptedServer client;
+    client.type(key("f2"));
+    client.server.expect_next("/rooms");
+    client.server.send_line("INFO public: 1");  // as the tutorial's servers answer
+    client.type(key("esc"));
+    client.wait("-- public: 1");
+    client.type("hello\r");
+    client.hear("hello");
+}
+
 TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
     Server server({.args = {"--rooms", "red,green"}});
     User alice(server);
