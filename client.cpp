@@ -770,7 +770,7 @@ constexpr std::string_view close_screen = "\33[?2004l\33[?1004l\33[?1000;1006l\3
 
 // Any thread, and signal handlers. Blocks until the terminal has the bytes, or is gone; if impatient, half a second.
 void write_to_terminal(std::string_view bytes, bool patient) {
-    const int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    const int flags = fcntl(STDOUT_FILENO, F_GETFL) & ~O_NONBLOCK;
     if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
     for (int tries = 0; !bytes.empty() && (patient || tries < 5);) {
         const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
@@ -801,12 +801,13 @@ void set_terminal(TerminalMode mode) {
     if (mode == whole_screen) write_to_terminal(open_screen, false);
 }
 
-// Whatever ends us, the terminal is as it was; then the signal does what it always does.
+// Whatever ends us, the terminal is as it was; only then the signal does what it always does: Ctrl-C may come twice.
 void end_by_signal(int number) {
     const int saved = errno;
     restored_for_good = true;
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
+    catch_signal(number, SIG_DFL);
     raise(number);
     errno = saved;
 }
@@ -835,8 +836,7 @@ void stop_by_signal(int number) {
 
 // Decides what each signal does: nearly all would end us. For main(), before any thread is started.
 void handle_signals() {
-    const int once = static_cast<int>(SA_RESETHAND) | SA_NODEFER;
-    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, once);
+    for (int number = 1; number < NSIG; ++number) catch_signal(number, end_by_signal, SA_NODEFER);
     for (const int number : {SIGCHLD, SIGURG, SIGTTIN, SIGTTOU}) catch_signal(number, SIG_DFL);
 #ifdef SIGINFO  // where there is this one, it is ignored, and so is SIGIO
     for (const int number : {SIGINFO, SIGIO}) catch_signal(number, SIG_DFL);

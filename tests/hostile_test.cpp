@@ -359,6 +359,16 @@ TEST(Signal, ThatEndsItGivesTheTerminalBackInEveryState) {
     }
 }
 
+TEST(Signal, ThatComesAgainWhileItEndsTheClientGivesTheTerminalBackToo) {
+    const termios before = fresh_modes();
+    for (int i = 0; i < 10; ++i) {
+        Client client;
+        client.type(std::string(20, '\x03'));
+        EXPECT_EQ(client.process.wait_exit(), -SIGINT);
+        EXPECT_TRUE(is_given_back(client, before));
+    }
+}
+
 TEST(Signal, ThatDoesNotEndAProcessDoesNotEndTheClient) {
     Client client;
     for (const int number : {SIGCHLD, SIGURG, SIGWINCH, SIGCONT, SIGPIPE}) client.process.signal(number);
