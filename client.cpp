@@ -242,7 +242,8 @@ constexpr Form forms[] = {
     {"NICK", 0, "-- %t", Style::faint},
     {"PASS", 0, "-- %t", Style::faint},
     {"NEWPASS", 0, "-- %t", Style::faint},
-    {"", 0, "-- %t", Style::faint},  // a word of a newer server
+    {"HELPER", 0, "-- %t", Style::faint},  // not the server's: see section 13
+    {"", 0, "-- %t", Style::faint},        // a word of a newer server
 };
 
 // A line from the server, taken apart. It views the line, which has to outlive it.
@@ -427,6 +428,7 @@ class Client {
     std::mutex mutex_;
     std::condition_variable changed_;  // what the writer and reconnect() wait for
     Question question_ = Question::none;
+    bool greeted_ = false;         // the server's first line is here
     std::deque<OwnLine> waiting_;  // not answered yet
     bool logged_in_ = false;       // we are in a room; false again when the connection breaks
     bool ended_ = false;           // the chat is over
@@ -459,8 +461,10 @@ class Client {
     bool handle_lines(const std::vector<std::string>& lines) {
         if (lines.empty()) return false;
         const Lock lock(mutex_);
-        for (const std::string& line : lines) handle_line(line);
-        greeted_ = true;
+        for (const std::string& line : lines) {
+            greeted_ = greeted_ || !line.starts_with("HELPER ");
+            handle_line(line);
+        }
         send_next();
         refresh();
         changed_.notify_all();
@@ -505,7 +509,7 @@ class Client {
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
     bool answers(const Message& message, const OwnLine& line) const {
         static const std::set<std::string_view> unasked = {"SAY",   "ME",    "MSG",   "BLOCKED", "JOIN",
-                                                           "LEAVE", "OWNER", "ROOMS", "LIST"};
+                                                           "LEAVE", "OWNER", "ROOMS", "LIST",    "HELPER"};
         if (message.word == "ERR") return true;
         if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
         const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
@@ -653,7 +657,6 @@ class Client {
 
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
-    bool greeted_ = false;                                 // the server's first line is here
     int exit_status_ = 1;                                  // 0: the person wishes to leave
     const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
     std::optional<std::string> name_to_send_;     // when asked: from --name, or to reconnect; empty once it was sent
@@ -1471,6 +1474,7 @@ class ScreenClient : public Client {
         if (message.word == "ROOM") view_ = View::chat;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (!message.past) note(message);
+        if (!greeted_) std::cout << message.text << std::endl;  // the screen is not open yet, and may never be
         if (answers_us || beside) return;
         Entry entry = message.entry();
         announce(message, entry);
@@ -2171,7 +2175,7 @@ class HelperConnection : public Connection {
         const bool open = polled[0].revents == 0 || Connection::receive_into(lines);
         if (!open) end_helper();
         while (const std::optional<Line> line = messages_.next()) {
-            if (!line->text.empty()) lines.push_back("INFO " + clean(line->text));
+            if (!line->text.empty()) lines.push_back("HELPER " + clean(line->text));
         }
         return open;
     }

@@ -300,6 +300,29 @@ TEST(ViaACommand, ThatIsEndedByASignalIsTold) {
     client.wait_output(re("The command was ended by a signal: Segmentation fault"));
 }
 
+// What it says itself, as ssh does, is no word of the server's: until there is one, the terminal is the command's.
+TEST(ViaACommand, HasTheTerminalUntilTheServerSpeaks) {
+    TempDir dir;
+    write_file(dir.path() / "s",
+               "echo 'a warning' >&2; sleep 0.2; printf 'Password: ' >/dev/tty; read word </dev/tty; "
+               "echo \"WELCOME alice Hello $word.\"; echo 'ROOM den - - You are in den.'; exec sleep 60");
+    OnScreen client(std::filesystem::absolute(client_path()), {.args = {"--via", "sh s"}, .directory = dir.path()});
+    client.wait("Password: ");
+    EXPECT_FALSE(client.terminal.alternate);
+    EXPECT_TRUE(client.terminal.shows("a warning"));
+    client.type("secret\n");
+    client.wait("Hello secret.");
+    client.wait("a warning");
+}
+
+TEST(ViaACommand, ThatFailsIsToldInItsOwnWords) {
+    OnScreen client(client_path(), {.args = {"--via", "sh -c 'echo no way there >&2; exit 3'"}});
+    EXPECT_EQ(client.process.wait_exit(), 1);
+    client.see();
+    for (const char* words : {"no way there", "The command ended with status 3.", "the connection was lost"})
+        EXPECT_TRUE(client.terminal.shows(words)) << client.terminal.text();
+}
+
 TEST(ViaACommand, IsCleanedBeforeItIsShown) {
     TempDir dir;
     write_file(dir.path() / "s", "echo 'WELCOME alice Welcome.'; echo 'ROOM den - - You are in den.'; exec sleep 60");
