@@ -1084,7 +1084,7 @@ struct LineFile {
     // Locks the file against other servers, while what is returned is open: flock(2). Throws after five seconds.
     [[nodiscard]] Fd lock_file() const {
         const std::string name = target();
-        for (int tries = 0; tries < 500; ++tries, std::this_thread::sleep_for(10ms)) {
+        for (int tries = 0; tries < 500; ++tries, wait_for_stop(10ms)) {  // at a stop the rest take no time
             Fd file(open(name.c_str(), O_RDONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, mode));
             if (!file) throw_errno("open " + name);
             if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) continue;

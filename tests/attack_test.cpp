@@ -1,6 +1,8 @@
 // What attackers tried against a server, and what must come of it: each test is one attack that once succeeded. The
 // limits are those that a server has by default, unless the test says so.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -406,6 +408,24 @@ TEST(PlantedFifo, HoldsUpNeitherABanNorTheShutdown) {
     EXPECT_NO_THROW(admin.expect(re("^(INFO|ERR) ")));
     server.signal(SIGTERM);
     EXPECT_EQ(server.wait_exit(), 0);
+}
+
+// Another program has locked the file. Each of two bans waits for that: when one has given up, the other begins.
+TEST(LockedFile, DoesNotHoldUpTheShutdown) {
+    const Home home;
+    write_file(home.bans, "mallory\n");
+    Server server({.args = {"--bans", home.bans}});
+    const Descriptor locked(::open(home.bans.c_str(), O_RDONLY), "open");
+    ASSERT_EQ(::flock(locked.get(), LOCK_EX), 0);
+    Peer admin = admin_of(server);
+    admin.send_line("/ban bob");
+    server.write("/ban carol\n");
+    server.wait_output("-- ban failed: " + home.bans.string() + " is locked by another program");
+    const Clock::time_point begin = Clock::now();
+    server.signal(SIGTERM);
+    EXPECT_EQ(server.wait_exit(), 0);
+    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(3));
+    EXPECT_EQ(read_file(home.bans), "mallory\n");
 }
 
 TEST(Crash, WhatItLeavesBesideTheFilesIsRemovedAtTheStart) {
