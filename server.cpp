@@ -1290,9 +1290,14 @@ bool choose_password(Client& client, std::string_view name, const std::optional<
 void change_password(Lock& lock, Client& user, std::string_view /*rest*/) {
     lock.unlock();
     std::optional<std::string> account;
-    const auto check = [&](const std::string& given) {
-        const std::string_view problem = check_password(user, user.name, given, account);
-        return users_file.find(user.key) ? problem : "";
+    const auto check = [&](const std::string& given) -> std::string_view {
+        try {
+            const std::string_view problem = check_password(user, user.name, given, account);
+            if (users_file.find(user.key)) return problem;
+        } catch (const std::runtime_error&) {  // it cannot be checked, and counts as ended
+            account.reset();
+        }
+        return "";
     };
     const bool asked = ask_password(user, concat("PASS The password of ", user.name, "?"), check);
     const bool changed = asked && choose_password(user, user.name, account.value_or(""));

@@ -341,6 +341,24 @@ TEST(SentAhead, PasswordsAreNotSaidAfterTheAccountHasEnded) {
     EXPECT_FALSE(contains(shown + shown_of(server, witness), "Zanzi"));
 }
 
+// The file has a hash that this system cannot make, or cannot be read at all.
+TEST(SentAhead, PasswordsAreNotSaidWhenTheyCannotBeChecked) {
+    for (const bool readable : {true, false}) {
+        const Home home;
+        Server server(home.options());
+        Peer witness = registered(server.port(), "witness"), alice = registered(server.port(), "alice", "Zanzibar1");
+        const std::string before = "alice:$9$none\n";
+        write_file(home.users, before);
+        if (!readable) fs::remove(home.users), fs::create_directory(home.users);
+        alice.send_raw("/password\nZanzibar1\nZanzibar2\nhello everybody\n");
+        std::string shown;
+        for (const std::string& line : witness.lines_until("SAY alice hello everybody")) shown += line;
+        EXPECT_FALSE(contains(shown + shown_of(server, witness), "Zanzi")) << readable;
+        alice.expect(starts("ERR "));
+        EXPECT_TRUE(!readable || read_file(home.users) == before);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // What counts is the file at the moment of the answer
 
