@@ -176,7 +176,7 @@ void run_log();
 void stop_log();
 Clock::duration time_left(const Client& client);
 void limit_receive(const Client& client, Clock::duration time);
-void count_silence(Client& client, Clock::duration time);
+void end_silence(Client& client);
 std::string enlist(Client& client);
 void delist(const Lock& lock, Client& client);
 void turn_down(const Fd& socket, const std::string& reason);
@@ -587,15 +587,17 @@ void throttle(Client& client) {
 
 // Waits in recv() for more of what the client sends. False: nothing more will come.
 bool receive(Client& client) {
+    end_silence(client);
+    if (client.closing) return false;
     limit_receive(client, time_left(client));
     std::array<char, 2048> bytes{};
     const auto began = Clock::now();
     const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
-    const bool failed = count < 0 && errno != EAGAIN && errno != EINTR;
-    if (failed) drop(Lock(chat.mutex), client, "lost the connection.");
+    if (count < 0 && errno == EINTR) return true;  // the process was stopped: something may have come meanwhile
+    if (count < 0 && errno != EAGAIN) drop(Lock(chat.mutex), client, "lost the connection.");
     if (count > 0) client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
-    count_silence(client, Clock::now() - began);
-    return count != 0 && !failed;
+    client.waited += Clock::now() - began;
+    return count != 0;
 }
 
 // Returns the client's next line, cleaned, or nothing at the end. Blocks until there is one.
@@ -919,14 +921,12 @@ void warn(const Lock& lock, Client& client) {
          client.room->owner.empty() ? "disconnected." : "moved to public.");
 }
 
-// After recv(), which has taken some time: warns a client whose time is over, and then rejects, moves or disconnects
-// it, but not the admin, nor an owner, whose room would pass on.
-void count_silence(Client& client, Clock::duration time) {
-    client.waited += time;
+// Before recv(), when no line is there: warns a client whose time is over, and then rejects, moves or disconnects it,
+// but not the admin, nor an owner, whose room would pass on.
+void end_silence(Client& client) {
     if (time_left(client) > Clock::duration::zero()) return;
     const Lock lock(chat.mutex);
-    if (client.closing) return;
-    const Room* room = client.room;  // none: it is still logging in
+    const Room* room = client.room;  // none: it is still logging in, or closing
     const bool exempt = room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name);
     if (!exempt && !client.warned) return warn(lock, client);
     client.waited = {};
@@ -2106,7 +2106,6 @@ std::string prepare() {
     handle_signals();
     prepare_descriptors();
     check_files();
-    std::string password = choose_admin_password();
     if (options.title.empty()) {
         std::array<char, max_title> host{};
         gethostname(host.data(), host.size() - 1);
@@ -2114,7 +2113,7 @@ std::string prepare() {
     }
     options.exit_code = random_text("0123456789", 5);
     make_first_rooms();
-    return password;
+    return choose_admin_password();
 }
 
 }  // namespace

@@ -725,6 +725,18 @@ TEST(Idle, WarnsAfterTheServerWasStopped) {
     EXPECT_NO_THROW(bob.expect_next("SAY bob hello")) << "there was no time to act on the warning";
 }
 
+// Whoever has been warned, and says something while the server is stopped, is heard.
+TEST(Idle, EndsNobodyWhoSpokeWhileTheServerWasStopped) {
+    Server server({.args = {"--idle-public", "4"}});
+    Peer alice(server.port(), "alice");
+    alice.expect(starts("INFO You have said nothing for a while."));
+    server.signal(SIGSTOP);
+    alice.send_line("hello");
+    std::this_thread::sleep_for(std::chrono::milliseconds(2300));  // the time itself is what is tested
+    server.signal(SIGCONT);
+    EXPECT_NO_THROW(alice.expect_next("SAY alice hello"));
+}
+
 TEST(Log, NamesWhomItRejected) {
     const Home home;
     write_file(home.bans, "mallory\n");
