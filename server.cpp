@@ -102,7 +102,6 @@ struct Client {
     Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
     Clock::duration waited{};                       // in recv() for its next line
     Clock::duration waited_before{};                // for the lines before that
-    bool warned = false;                            // that it has been silent for long
 
     // Only the sender's thread.
     Audience* audience = nullptr;   // of the room where it is
@@ -117,6 +116,7 @@ struct Client {
     std::atomic<std::size_t> backlog = 0;  // bytes which wait for it alone: queued, and in `unsent`
     std::atomic<bool> closing = false;     // it ends, and nothing more is queued for it; set with chat.mutex held
     std::atomic<long> idle_limit = 0;      // seconds that it may be silent in its room; 0 is no limit
+    std::atomic<bool> warned = false;      // that it has been silent there for long
     std::atomic<Clock::time_point> last_heard = Clock::now();  // when its last line came, an empty one included
     // Guarded by chat.mutex.
     std::string claimed_name;           // with which it tries to log in
@@ -502,6 +502,7 @@ void enter(const Lock& lock, Client& client, Room& room) {
     room.members.push_back(&client);
     client.room = &room;
     client.idle_limit = room.owner.empty() ? options.idle_public : options.idle;
+    client.warned = false;
     sender.queue(lock, {Mail::enter, room.number, &client});
     post_room(lock, client, room);
     for (const auto& [key, line] : room.history) {
@@ -930,7 +931,6 @@ void end_silence(Client& client) {
     const bool exempt = room != nullptr && (client.idle_limit == 0 || client.admin || room->owner == client.name);
     if (!exempt && !client.warned) return warn(lock, client);
     client.waited = {};
-    client.warned = false;
     if (exempt) return;
     constexpr const char* too_slow = "REFUSE That took too long: a minute for an answer, five for all.";
     constexpr const char* too_silent = "BYE IDLE You have said nothing for too long.";

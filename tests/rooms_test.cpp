@@ -689,6 +689,21 @@ TEST(Idle, DisconnectsInPublicAndTheServersRoomsOnlyWhereTheServerWantsTheSeatsB
     }
 }
 
+// Whoever has been warned of being moved to public, and comes there earlier, is warned once more.
+TEST(Idle, WarnsAgainInAnotherRoom) {
+    Server server({.args = {"--idle", "4", "--idle-public", "6"}});
+    Peer owner(server.port(), "owner"), silent(server.port(), "silent");
+    go(owner, "/create den");
+    go(silent, "/join den");
+    silent.expect(move_warning);
+    owner.send_line("/kick silent");
+    const Clock::time_point start = Clock::now();
+    silent.expect(starts("ROOM public "));
+    EXPECT_NO_THROW(silent.expect(end_warning));
+    EXPECT_EQ(silent.expect_eof(), Lines{"BYE IDLE You have said nothing for too long."});
+    EXPECT_GE(seconds_since(start), 3);
+}
+
 #ifdef __linux__
 // A cable is pulled, and neither end is told: once while nothing is on its way, which TCP's keep-alive finds out, and
 // once while a line is.
