@@ -1,5 +1,4 @@
-// client.cpp: the chat client. One thread, the reader, brings what the server sends to the screen; another one, the
-// writer, brings what is typed to the server.
+// client.cpp: the chat client. One thread, the reader, shows what the server sends; the writer sends what is typed.
 //
 // Part A, the chat, is a whole client by itself, and reads from top to bottom in an evening. Part B, what people rely
 // on, is for looking things up: signals, keys, the full-screen form, finding a server, --via, options.
@@ -465,6 +464,7 @@ class Client {
             greeted_ = greeted_ || !line.starts_with("HELPER ");
             handle_line(line);
         }
+        if (notice_ != nullptr) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         send_next();
         refresh();
         changed_.notify_all();
@@ -557,19 +557,19 @@ class Client {
     // False: that is not an answer to send yet. Passwords are kept in memory alone, to reconnect with.
     bool accept_password(const std::string& text) {
         const bool first = question_ == Question::new_password && on_terminal() && !text.empty();
-        const bool differs = question_ == Question::repeated_password && text != typed_password_;
+        const bool again = question_ == Question::repeated_password && !text.empty() && text != typed_password_;
         typed_password_ = text;
-        if (!first && !differs) return true;
-        set_question(first ? Question::repeated_password : Question::new_password);
-        show_notice(first ? "INFO The same once more, please."
-                          : "ERR That was not the same. Once again: the new password, please.");
+        if (!first && !again) return true;
+        const std::string problem = again ? "That was not the same: the new one, please." : password_problem(text);
+        set_question(problem.empty() ? Question::repeated_password : Question::new_password);
+        show_notice(problem.empty() ? "INFO The same once more, please." : "ERR " + problem);
         return false;
     }
 
     void answer_name() {
         if (name_to_send_ && !name_to_send_->empty()) {
             server_->send_line(std::exchange(*name_to_send_, ""));
-        } else if (returning()) {  // the server has not yet noticed that we were gone
+        } else if (returning() && !by_hand_) {  // the server has not yet noticed that we were gone
             server_->end();
         } else if (name_to_send_ && isatty(STDIN_FILENO) == 0) {  // what comes from a pipe is no name, but to be said
             end_chat("the server did not take the name");
@@ -587,8 +587,6 @@ class Client {
         complete_password();
         name_ = valid_name(name) ? name : "";
         delay_ = first_delay;
-        trouble_.clear();
-        if (notice_ != nullptr) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
     }
 
     void enter_room(std::string_view name, std::string_view code) {
@@ -613,11 +611,13 @@ class Client {
     // After 1, 2, 4 ... 30 seconds. False: the chat is over. Else the next lines are those of a login. Locks.
     bool reconnect() {
         Lock lock(mutex_);
-        const bool is_over = !over_.empty();
+        const bool in_login = name_.empty() && terminal_mode == whole_screen;  // what is typed is not for the shell
+        if (in_login && !ended_ && over_.empty()) handle_line("BYE LOST The connection was lost."), refresh();
+        by_hand_ = !over_.empty();
         changed_.wait(lock, [this] { return ended_ || over_.empty(); });
-        if (ended_ || exit_status_ == 0 || (!is_over && (name_.empty() || !on_terminal()))) return false;
+        if (ended_ || exit_status_ == 0 || (!by_hand_ && (name_.empty() || !on_terminal()))) return false;
         prepare_return();
-        std::string problem = is_over ? "Joining again" : "The connection was lost";
+        std::string problem = by_hand_ ? "Joining again" : "The connection was lost";
         while (!ended_ && !problem.empty()) {
             const std::chrono::seconds delay = std::exchange(delay_, std::min(delay_ * 2, max_delay));
             trouble_ = "trying again in " + std::to_string(delay.count()) + " s";
@@ -647,6 +647,7 @@ class Client {
             std::shared_ptr<Connection> server = open_connection(target_, stop_, false);
             const Lock lock(mutex_);
             server_ = std::move(server);
+            trouble_.clear();
             name_to_send_ = name_;
             password_to_send_ = password_;
             return "";
@@ -658,13 +659,14 @@ class Client {
     // Guarded by the mutex.
     std::shared_ptr<Connection> server_;                   // replaced by the reader alone
     int exit_status_ = 1;                                  // 0: the person wishes to leave
-    const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, when we are in
+    const char* notice_ = std::getenv("CHATROOM_NOTICE");  // shown once, at the beginning
     std::optional<std::string> name_to_send_;     // when asked: from --name, or to reconnect; empty once it was sent
     std::string password_, password_to_send_;     // likewise
     std::string typed_password_;                  // not accepted yet
     unsigned question_number_ = 0;                // another one whenever something is asked, or is not any more
     Question answered_ = Question::none;          // what the server has got an answer to, and not yet replied
     bool sent_ = false;                           // the first line that waits is with the server
+    bool by_hand_ = false;                        // the person has joined again, and may be asked for another name
     std::string last_said_;                       // of our lines, as far as we know
     std::chrono::seconds delay_ = first_delay;    // before the next try to reconnect
     Clock::time_point last_life_ = Clock::now();  // when the server was told of it
@@ -807,7 +809,7 @@ void set_terminal(TerminalMode mode) {
 // Whatever ends us, the terminal is as it was; only then the signal does what it always does: Ctrl-C may come twice.
 void end_by_signal(int number) {
     const int saved = errno;
-    restored_for_good = true;
+    if (restored_for_good.exchange(true)) return;
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
     catch_signal(number, SIG_DFL);
@@ -831,8 +833,8 @@ void stop_by_signal(int number) {
     pthread_sigmask(SIG_SETMASK, &none, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (mode == whole_screen) reopen_screen = true;
-    if (mode != whole_screen && in_foreground()) set_terminal(mode);
+    if (screen_signal != nullptr) reopen_screen = true;
+    if (screen_signal == nullptr && in_foreground()) set_terminal(mode);
     wake_writer();
     errno = saved;
 }
@@ -851,8 +853,7 @@ void handle_signals() {
 
 // ---- 7. The width of text -----------------------------------------------------------------------------
 // What a person takes for one character, a grapheme, may be many: e and an accent, a family of emoji with joiners, the
-// two letters of a flag. On the screen and in the line that is typed they stay together. Any thread; nothing here
-// blocks or throws.
+// two letters of a flag. On the screen and in the line they stay together. Any thread; nothing here blocks or throws.
 
 constexpr char32_t joiner = 0x200D;
 
@@ -925,9 +926,8 @@ std::string padded(std::string_view text, int columns) {
 }
 
 // ---- 8. Keys, and the line that is typed --------------------------------------------------------------
-// A terminal sends a key as one byte or as a sequence of them. Keys finds out which key it was; the Editor is the line
-// that is typed with them, grapheme by grapheme. Keys belongs to the writer, an Editor to whoever holds the client's
-// mutex; nothing here blocks or throws.
+// A terminal sends a key as one byte or as a sequence of them. Keys, which is the writer's, finds out which key it was;
+// an Editor is the line that is typed with them. It belongs to whoever holds the mutex; nothing here blocks or throws.
 
 // clang-format off
 enum class Key {
@@ -1024,8 +1024,7 @@ class Keys {
         return end + (bytes_[end] >= '@' && bytes_[end] <= '~' ? 1 : 0);
     }
 
-    // What the terminal answers to a program that asked it: ESC ] or ESC P and the like, up to BEL or ESC \. Any other
-    // control character ends it, too.
+    // A terminal's answer to a program that asked it: ESC ] or ESC P and the like, up to a control character or ESC \.
     std::size_t answer_length() const {
         const auto last = std::find_if(bytes_.begin() + 2, bytes_.end(), is_control);
         const std::string end(last, bytes_.end());
@@ -1071,8 +1070,7 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become longer than a line
-    // may be.
+    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become too long.
     bool replace_from(std::size_t from, std::string_view bytes) {
         const std::string cleaned = clean(bytes);
         if (text_.size() - (cursor_ - from) + cleaned.size() > max_line) return false;
@@ -1175,8 +1173,7 @@ class Editor {
 
 // ---- 9. Rows, and the display -------------------------------------------------------------------------
 // All that is to be seen is painted anew each time, as the rows of a screen, from top to bottom; what would not fit is
-// left out. The display compares them with what the terminal shows, and sends those that are different. Used with the
-// client's mutex held.
+// left out. The display compares them with what the terminal shows, and sends those that differ. The mutex is held.
 
 // What ESC [ m takes, with colours and without, in the order of Style; the last ones are for names.
 constexpr std::pair<std::string_view, std::string_view> looks[] = {
@@ -1216,8 +1213,7 @@ class Display {
     // The terminal may show anything: next time all is sent.
     void invalidate() { shown_.clear(); }
 
-    // Makes the terminal show a title for its window, and rows, of which each is as wide as it is, with the cursor in
-    // the last one. Blocks until the terminal has taken it.
+    // Makes the terminal show a title and rows as wide as it is, with the cursor in the last one. Blocks until it does.
     void show(const std::string& title, const std::vector<Row>& rows, int cursor, bool bell) {
         std::vector<std::string> wanted = {"\33]2;" + title + '\a'};
         for (std::size_t i = 0; i < rows.size(); ++i) wanted.push_back(rendered(rows[i], i));
@@ -1239,8 +1235,7 @@ class Display {
     }
 
     // Returns what makes the terminal show a row. Terminals do not agree on how wide some graphemes are: they are
-    // written over spaces, in case they are narrower, and behind them, and before what has a style, as the margin has,
-    // the cursor is set anew.
+    // written over spaces, in case they are narrower, and behind them and before what has a style the cursor is set.
     std::string rendered(const Row& row, std::size_t number) const {
         std::string all = cursor_at(number, 0);
         int column = 0;
@@ -1474,6 +1469,7 @@ class ScreenClient : public Client {
         if (message.word == "ROOM") view_ = View::chat;
         if (message.word == "ERR" && view_ != View::chat) status_ = message.text;
         if (!message.past) note(message);
+        if (message.is_speech()) keep(names_, message.fields[0]);
         if (!greeted_) std::cout << message.text << std::endl;  // the screen is not open yet, and may never be
         if (answers_us || beside) return;
         Entry entry = message.entry();
@@ -1485,7 +1481,7 @@ class ScreenClient : public Client {
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
         if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
-        if (word == "ROOM" && valid_name(name) && been_in_.size() < max_listed) been_in_.emplace(name);
+        if (word == "ROOM" || word == "LIST") keep(room_names_, word == "ROOM" ? name : message.fields[1]);
         if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
@@ -1497,12 +1493,16 @@ class ScreenClient : public Client {
         if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
+    static void keep(std::set<std::string>& names, std::string_view name) {
+        if (valid_name(name) && names.size() < max_listed) names.emplace(name);
+    }
+
     void add_members(std::string_view names) {
         while (!names.empty()) {
             const std::string_view name = take_word(names);
             if (!valid_name(name)) continue;
             if (members_.size() < max_listed) members_[fold(name)] = name;
-            if (names_.size() < max_listed) names_.emplace(name);
+            keep(names_, name);
         }
     }
 
@@ -1584,7 +1584,7 @@ class ScreenClient : public Client {
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
             case Key::redraw: return display_.invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
-            case Key::suspend: kill(0, SIGTSTP); return;
+            case Key::suspend: set_terminal(original), kill(0, SIGTSTP); return;  // while it is ours
             case Key::abort: kill(0, SIGQUIT); return;
             case Key::click: return click(typed);
             case Key::rooms: return open(View::rooms);
@@ -1595,17 +1595,17 @@ class ScreenClient : public Client {
         show_life();
         if (typed.key != Key::tab) candidates_.clear();
         if (!over_.empty()) return press_at_end(typed.key);
+        if (typed.key == Key::escape && view_ != View::chat && !prompt_) return open(View::chat);
         if (prompt() != nullptr) return press_in_line(typed, prompt()->editor);
         if (view_ == View::chat) return press_in_line(typed, line_);
-        if (typed.key == Key::escape) view_ = View::chat;
         if (view_ == View::rooms) return press_in_rooms(typed);
         scroll(typed.key);
     }
 
-    // Enter may have been meant for the line that was being typed.
+    // Enter joins again, by reconnect(), but it may have been meant for the line that was being typed.
     void press_at_end(Key key) {
         const bool meant = Clock::now() - over_since_ > reading_time;
-        if (key == Key::enter && meant && !banned_) over_.clear(), changed_.notify_all();  // joins again: reconnect()
+        if (key == Key::enter && meant && !banned_) over_.clear(), last_words_.clear(), changed_.notify_all();
         if (key == Key::escape || key == Key::erase_or_quit) return end_chat();
         scroll(key);
     }
@@ -1704,10 +1704,12 @@ class ScreenClient : public Client {
         done.then(done.editor.text());
     }
 
-    // Esc gives the keyboard to what waits for it.
+    // Esc gives the keyboard to what waits for it. It answers a question about a password with nothing: that goes back.
     void leave_line() {
         if (prompt_ || answer_) {
+            const bool goes_back = !prompt_ && answer_->secret && answer_->number == open_question();
             (prompt_ ? prompt_ : answer_).reset();
+            if (goes_back) answer("");
         } else if (question_ != Question::none && !line_.text().empty()) {
             line_.finish();
         } else if (lines_waiting() > 1) {
@@ -1747,15 +1749,15 @@ class ScreenClient : public Client {
             if (!line.empty() && line.size() <= max_line) lines.push_back(line);
         }
         if (lines.size() > 1 && &editor == &line_) {
-            ask("Send " + std::to_string(lines.size()) + " lines? y or Enter, n or Esc ", false,
+            ask("Send " + std::to_string(lines.size()) + " lines? y or n ", false,
                 [this, lines, room = heading()](const std::string& no) {
-                    if (!no.empty() && no != "y") return;
+                    if (!no.empty() && !same_name(no, "y")) return;
                     const bool all =
                         same_name(room, heading()) &&
                         std::all_of(lines.begin(), lines.end(), [&](const std::string& line) { return submit(line); });
                     if (!all) status_ = "Not all of that was sent: it was for " + room + ", or too much.";
                 });
-            prompt_->at_once = "yn";
+            prompt_->at_once = "yYnN";
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
         }
@@ -1769,18 +1771,12 @@ class ScreenClient : public Client {
         std::rotate(candidates_.begin(), candidates_.begin() + 1, candidates_.end());
     }
 
-    // Returns the rooms that were listed last, and those where we have been.
-    std::set<std::string> known_rooms() const {
-        std::set<std::string> names = been_in_;
-        for (const ListedRoom& room : rooms_) names.insert(room[1]);
-        return names;
-    }
-
     // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
-        const bool at_start = completed_from_ == 0, command = at_start && before.starts_with('/');
-        const std::string word = fold(before.substr(completed_from_));
+        const std::string word = fold(before.substr(completed_from_)),
+                          behind = fold(trim(before.substr(0, completed_from_)));
+        const bool at_start = behind.empty(), command = at_start && word.starts_with('/');
         const auto add = [&](std::string_view name) {
             const std::string whole = std::string(name) + (at_start && !command ? ": " : " ");
             const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
@@ -1791,8 +1787,8 @@ class ScreenClient : public Client {
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
             }
-        } else if (fold(before).starts_with("/join ")) {
-            for (const std::string& room : known_rooms()) add(room);
+        } else if (behind == "/join") {
+            for (const std::string& room : room_names_) add(room);
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);
@@ -1832,7 +1828,7 @@ class ScreenClient : public Client {
             view_ = View::chat;
         } else if (room[3] == "CODE" && !same_name(name_, "admin")) {
             ask("The code of " + name + ": ", true,
-                [this, name](const std::string& code) { move("/join " + name + ' ' + code); });
+                [this, name](const std::string& code) { code.empty() ? void() : move("/join " + name + ' ' + code); });
         } else {
             move("/join " + name);
         }
@@ -1845,7 +1841,7 @@ class ScreenClient : public Client {
     void create() {
         ask("The new room's name: ", false, [this](const std::string& name) {
             if (name.empty()) return;
-            ask("A code of five digits, or nothing: ", false,
+            ask("Five digits, or no code: ", false,
                 [this, name](const std::string& code) { move("/create " + name + ' ' + code); });
         });
     }
@@ -1891,7 +1887,7 @@ class ScreenClient : public Client {
     Row bar() {
         std::string text = ' ' + room_ + (code_ == "-" ? "" : "  code " + code_);
         if (!members_.empty()) text += "  " + counted(std::to_string(members_.size()), "person", "people");
-        text += "  " + (trouble_.empty() ? target_.name : trouble_) + (topic_.empty() ? "" : "  " + topic_);
+        text += "  " + (!trouble_.empty() ? trouble_ : topic_.empty() ? target_.name : topic_ + "  " + target_.name);
         const bool is_wide = columns_ >= wide;
         return {{padded(text, columns_ - (is_wide ? 20 : 9)), Style::bar},
                 button(is_wide ? " F1 Info " : " F1 ", {Key::info}),
@@ -1904,7 +1900,6 @@ class ScreenClient : public Client {
         return shown().rows(height_, columns_ - margin());
     }
 
-    // Adds who is in the room.
     void add_margin() {
         auto member = members_.begin();
         for (Row& row : screen_) {
@@ -1955,7 +1950,7 @@ class ScreenClient : public Client {
     // Returns what the person should know now; it stands between the view and the line.
     std::string state() {
         if (!status_.empty()) return status_;
-        if (open_question() != 0 && (!answer_ || prompt() != &*answer_))
+        if (open_question() != 0 && (prompt() == nullptr || prompt()->number != open_question()))
             return "The server asks something: first Enter, or Esc";
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
         std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
@@ -2010,7 +2005,7 @@ class ScreenClient : public Client {
     Scrollback scrollback_, help_;
     std::string owner_, topic_;                   // of the room
     std::map<std::string, std::string> members_;  // of the room: folded name to name
-    std::set<std::string> names_, been_in_;       // of people and rooms, seen since the start
+    std::set<std::string> names_, room_names_;    // of people and rooms, seen since the start
     std::vector<ListedRoom> rooms_, listing_;     // as listed last, and in an answer that is not complete
     long left_to_list_ = 0;                       // how many there will be
     bool list_due_ = false;                       // is to be asked for, when we are idle
@@ -2085,8 +2080,7 @@ Networks list_networks() {
     return networks;
 }
 
-// Adds the server whose answer to our question has come, if it is a new one. A server on this machine answers on each
-// of its networks: it is one.
+// Adds the server whose answer has come, if it is a new one: one on this machine answers on each of its networks.
 void add_answer(const Fd& socket, std::string_view nonce, const Networks& networks, std::vector<Found>& all) {
     constexpr std::size_t max_found = 64;
     sockaddr_in from{};
@@ -2157,9 +2151,8 @@ Address choose_server(Keyboard& keyboard) {
 }
 
 // ---- 13. The helper command ---------------------------------------------------------------------------
-// A program that was started to reach the server in its own way (--via): its standard input and output are our socket's
-// other end, and what it says on its standard error is shown. Only the reader calls what is here, but for the first
-// start, which comes before it.
+// A program that reaches the server in its own way (--via): its standard input and output are our socket's other end,
+// and its standard error is shown. Only the reader calls what is here, but for the first start, which comes before it.
 
 class HelperConnection : public Connection {
    public:
@@ -2316,7 +2309,7 @@ std::string environment(const char* name) {
 
 int run(const Options& options) {
     const bool is_chosen = !(environment("LC_ALL") + environment("LC_CTYPE") + environment("LANG")).empty();
-    ascii_only = is_chosen && MB_CUR_MAX == 1;
+    ascii_only = is_chosen && MB_CUR_MAX == 1 && std::setlocale(LC_CTYPE, "") != nullptr;  // null: not installed here
     if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");  // wcwidth() has to know the characters that are sent
     handle_signals();
     if (options.list) return list_servers();

@@ -193,6 +193,15 @@ inline std::size_t count_characters(std::string_view text) {
     return count;
 }
 
+constexpr std::size_t min_password = 8;    // characters
+constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
+
+// Returns what is wrong with a new password; "" if nothing is.
+inline const char* password_problem(std::string_view text) {
+    const bool fits = count_characters(text) >= min_password && text.size() <= max_password;
+    return fits ? "" : "A password has at least 8 characters, and at most 256 bytes.";
+}
+
 // Returns whether a character could move the cursor, end a line, turn the reading order or hide: controls, separators,
 // bidirectional and invisible format characters, but not the joiners and variation selectors, which scripts need.
 inline bool is_harmful(char32_t code) {
@@ -389,6 +398,7 @@ inline std::string utc_time(std::time_t time) {
 
 // Returns an address or a network ("10.1.0.0/16") as it is always written, with 0 for what does not count, or "".
 inline std::string normal_address(const std::string& text) {
+    if (text.starts_with("::ffff:") && text.find('.') != std::string::npos) return normal_address(text.substr(7));
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
     std::array<char, INET6_ADDRSTRLEN> normal{};

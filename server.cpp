@@ -1138,11 +1138,9 @@ bool is_wrong_ban(std::string_view line) {
 // All secrets share one limit on wrong attempts, counted by network address, so that more connections or other
 // secrets give nobody more guesses. Each code has a second one, over all addresses, since five digits are few.
 
-constexpr std::size_t max_attempts = 20;   // wrong ones at secrets; the same goes for new passwords, which cost time
-constexpr auto attempt_window = 60s;       // in which they count
-constexpr std::size_t min_password = 8;    // characters
-constexpr std::size_t max_password = 256;  // bytes: crypt(3) has a limit of its own not far above
-constexpr int max_wrong_passwords = 3;     // in a row: then the connection ends
+constexpr std::size_t max_attempts = 20;  // wrong ones at secrets; the same goes for new passwords, which cost time
+constexpr auto attempt_window = 60s;      // in which they count
+constexpr int max_wrong_passwords = 3;    // in a row: then the connection ends
 constexpr std::string_view too_many_attempts = "Too many attempts: wait a minute, then try again.";
 constexpr std::string_view wrong_password = "That is not the password.";
 constexpr std::string_view address_banned = "BAN Your address is banned.";
@@ -1270,8 +1268,8 @@ bool ask_password(Client& client, std::string_view question, Check check, int tr
 bool choose_password(Client& client, std::string_view name, const std::optional<std::string>& account) {
     std::string hash;
     const auto check = [&](const std::string& given) -> std::string_view {
-        const bool fits = count_characters(given) >= min_password && given.size() <= max_password;
-        if (!fits) return "A password has at least 8 characters, and at most 256 bytes.";
+        const std::string_view problem = password_problem(given);
+        if (!problem.empty()) return problem;
         if (!new_passwords.take({network_of(client.address)})) return too_many_attempts;
         hash = hash_password(Lock(hashing), given, hash_method + new_salt());
         return "";
@@ -1527,7 +1525,7 @@ void create(Lock& lock, Client& user, std::string_view rest) {
     const std::string_view name = take_word(rest);
     const std::string_view code = trim(rest);
     if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
-    if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already: /join it.");
+    if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already.");
     const bool five_digits = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
     if (!code.empty() && !five_digits) return error(lock, user, "A code is exactly five digits.");
     Room& room = make_room(name, code, user.name);
@@ -1838,7 +1836,8 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
     if (command->speaks && chat.blocked.contains(user.key)) return divert(lock, user, concat("/", line));
     if (!command->right.holds(user)) {
         if (command->run == kick && in_public(user)) return error(lock, user, "Only the admin can disconnect people.");
-        return error(lock, user, "Only ", command->right.whose, " may use ", form_of(*command),
+        const bool ownerless = command->right.holds == owner.holds && user.room->owner.empty();
+        return error(lock, user, "Only ", (ownerless ? admin : command->right).whose, " may use ", form_of(*command),
                      "; /help lists what you are allowed to use.");
     }
     const std::string_view needed = command->arguments.substr(0, command->arguments.find('['));
@@ -2066,8 +2065,8 @@ void make_first_rooms() {
     chat.by_name["server"] = &operator_client;
 }
 
-// Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. A peer that is
-// gone, a full file or a job in the background is no reason to end.
+// Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. No peer that is
+// gone, full file or job in the background does.
 void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
         struct sigaction before {};

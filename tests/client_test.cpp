@@ -627,8 +627,8 @@ TEST(ClientTyped, PasswordIsKeptOnceItIsAccepted) {
         alice.tell("PASS The password?");
         alice.type("old secret\r");
         alice.server.expect_next(re("^old secret$"));
-        for (const std::string answer : {"ERR It is too short.", "INFO Your password is changed."}) {
-            const std::string typed = answer.starts_with("ERR") ? "short" : "new secret";
+        for (const std::string answer : {"ERR It is too simple.", "INFO Your password is changed."}) {
+            const std::string typed = answer.starts_with("ERR") ? "too simple" : "new secret";
             alice.tell("NEWPASS A new one?");
             alice.type(typed + "\r");
             alice.wait("once more");

@@ -592,8 +592,8 @@ const std::vector<Limit> limits = {
     {"server.cpp", "answer_limit", "docs/design.md", "| login | % for each answer"},
     {"server.cpp", "login_limit", "docs/design.md", "% for all of them"},
     {"server.cpp", "max_attempts", "docs/protocol.md", "after % wrong attempts"},
-    {"server.cpp", "min_password", "docs/protocol.md", "at least % characters"},
-    {"server.cpp", "max_password", "docs/protocol.md", "at most % bytes"},
+    {"common.hpp", "min_password", "docs/protocol.md", "at least % characters"},
+    {"common.hpp", "max_password", "docs/protocol.md", "at most % bytes"},
     {"server.cpp", "max_wrong_passwords", "docs/design.md", "% passwords in a row"},
     {"client.cpp", "max_found", "docs/design.md", "at most % are kept"},
 };
