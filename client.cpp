@@ -802,7 +802,8 @@ void set_terminal(TerminalMode mode) {
         tcflush(STDIN_FILENO, TCIFLUSH);  // what was typed ahead is not for the shell
     }
     terminal_mode = mode;
-    tcsetattr(STDIN_FILENO, mode == typing_hidden ? TCSAFLUSH : TCSANOW, &wanted);  // no answer is typed ahead
+    const int when = mode == typing_hidden ? TCSAFLUSH : TCSANOW;  // no answer is typed ahead
+    while (tcsetattr(STDIN_FILENO, when, &wanted) != 0 && errno == EINTR) continue;
     if (mode == whole_screen) write_to_terminal(open_screen, false);
 }
 
@@ -822,7 +823,7 @@ void wake_writer() {
     if (writer != nullptr) writer->set();
 }
 
-// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` it is not ours.
+// Ctrl-Z: the shell gets the terminal as it was. We set it again after `fg`; after `bg` SIGTTOU stops us, if we try.
 void stop_by_signal(int number) {
     const int saved = errno;
     const TerminalMode mode = terminal_mode;
@@ -834,7 +835,7 @@ void stop_by_signal(int number) {
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
     if (screen_signal != nullptr) reopen_screen = true;
-    if (screen_signal == nullptr && in_foreground()) set_terminal(mode);
+    if (screen_signal == nullptr) set_terminal(mode);
     wake_writer();
     errno = saved;
 }

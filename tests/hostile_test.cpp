@@ -488,6 +488,25 @@ TEST(Signal, EndsItInTheBackgroundWhereItLeavesTheScreenAlone) {
     bob.expect("LEAVE alice");
 }
 
+TEST(Signal, StopsItAgainInTheBackgroundWhereItWouldHideAPassword) {
+    Server server;
+    OnScreen shell("/bin/sh", {.args = {"-i"}, .env = {"PS1=shell> "}});
+    shell.wait("shell>");
+    shell.type(client_path() + " --plain --name admin 127.0.0.1 " + std::to_string(server.port()) + "\n");
+    shell.wait("password?");
+    shell.type("\x1A");
+    shell.wait("its prompt", [](const Terminal& t) { return t.shows("Stopped") && t.line(t.row) == "shell>"; });
+    EXPECT_TRUE(shell.process.echoes());
+    shell.type("bg\n");
+    shell.wait("its prompt again", [](const Terminal& t) { return count_in(t.text(), "shell>") > 2; });
+    shell.type("fg\n");
+    EXPECT_TRUE(eventually([&] { return !shell.process.echoes(); }));
+    shell.type(server.password() + "\n");
+    shell.wait("Welcome, admin.");
+    EXPECT_FALSE(shell.terminal.shows(server.password()));
+    EXPECT_TRUE(shell.process.echoes());
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Servers that die
 
