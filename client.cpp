@@ -1071,12 +1071,13 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become too long.
+    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become too long. What is
+    // typed may be the rest of a character, the tags of a flag say: it is cleaned together with it.
     bool replace_from(std::size_t from, std::string_view bytes) {
-        const std::string cleaned = clean(bytes);
-        if (text_.size() - (cursor_ - from) + cleaned.size() > max_line) return false;
-        text_.replace(from, cursor_ - from, cleaned);
-        move_to(from + cleaned.size());
+        const std::string before = clean(text_.substr(0, from).append(bytes)), after = text_.substr(cursor_);
+        if (before.size() + after.size() > max_line) return false;
+        text_ = before + after;
+        move_to(before.size());
         return true;
     }
     bool insert(std::string_view bytes) { return replace_from(cursor_, bytes); }

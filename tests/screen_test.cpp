@@ -359,6 +359,17 @@ TEST(ScreenLine, IsEditedByGraphemes) {
     }
 }
 
+// What comes at once is taken in pieces, which may end anywhere in it.
+TEST(ScreenLine, IsWholeHoweverItIsCut) {
+    const std::string england = "\U0001F3F4\U000E0067\U000E0062\U000E0065\U000E006E\U000E0067\U000E007F";
+    ScriptedServer client;
+    for (std::size_t before = 36; before < 64; before += 3) {
+        const std::string line = std::string(before, 'x') + england + "👨‍👩‍👧";
+        client.type(line + "\r");
+        client.hear(line);
+    }
+}
+
 TEST(ScreenLine, KeepsTheCursorWhereItBelongs) {
     ScriptedServer client;
     client.type("漢字e\u0301👨‍👩‍👧🇩🇪x");
