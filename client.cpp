@@ -1708,7 +1708,7 @@ class ScreenClient : public Client {
 
     // Esc gives the keyboard to what waits for it. It answers a question about a password with nothing: that goes back.
     void leave_line() {
-        if (prompt_ || answer_) {
+        if (prompt() != nullptr) {
             const bool goes_back = !prompt_ && answer_->secret && answer_->number == open_question();
             (prompt_ ? prompt_ : answer_).reset();
             if (goes_back) answer("");
@@ -1954,6 +1954,7 @@ class ScreenClient : public Client {
         if (!status_.empty()) return status_;
         if (open_question() != 0 && (prompt() == nullptr || prompt()->number != open_question()))
             return "The server asks something: first Enter, or Esc";
+        if (line_.text().size() + 70 > max_line) return "The line is as long as a line may be.";  // a piece may not fit
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
         std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         if (view_ != View::chat || scrollback_.follows()) return news;

@@ -168,6 +168,20 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     client.hear("x");
 }
 
+TEST(ScreenForm, GivesTheKeyboardToAQuestionAtOneEscape) {
+    ScriptedServer client;
+    client.type("draft" + key("f2"));
+    client.wait("Exit code");
+    client.server.send_line("PASS The password?");
+    client.wait("Password: ");
+    EXPECT_FALSE(client.terminal.shows("The server asks something")) << "it has the keyboard";
+    client.tell("ROOM public - - You are in public.");
+    client.wait("alice> draft");
+    EXPECT_TRUE(client.terminal.shows("The server asks something"));
+    client.type(key("esc"));
+    client.wait("Password: ");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The chat
 
@@ -471,6 +485,16 @@ TEST(ScreenLine, IsBounded) {
     client.wait("as long as a line may be");
     client.type("\r");
     client.server.expect_next([](std::string_view line) { return line.size() > 4000 && line.size() <= 4096; });
+}
+
+// What does not fit is told, though what comes after it may fit again.
+TEST(ScreenLine, LosesNothingInSilence) {
+    ScriptedServer client;
+    client.type(std::string(4060, 'x'));
+    client.wait("all", [](const Terminal& t) { return t.line(23).ends_with("x") && t.column > 1; });
+    client.type(std::string(64, 'y') + std::string(30, 'z'));
+    client.wait("the end", [](const Terminal& t) { return t.line(23).ends_with("z"); });
+    EXPECT_TRUE(client.terminal.shows("as long as a line may be"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
