@@ -413,8 +413,11 @@ class Client {
         server_->send_line("");
     }
 
-    // The writer: forgets the lines that are not sent yet.
-    void withdraw() { waiting_.erase(waiting_.begin() + (sent_ ? 1 : 0), waiting_.end()); }
+    // The writer: forgets the person's lines that are not sent yet, and returns how many.
+    auto withdraw() {
+        const OwnLine* sent = sent_ ? &waiting_.front() : nullptr;
+        return std::erase_if(waiting_, [&](const OwnLine& line) { return &line != sent && !line.room.empty(); });
+    }
 
     // Shows something of our own, in the server's words.
     void show_notice(std::string_view line) { show(Message(line)); }
@@ -1714,9 +1717,8 @@ class ScreenClient : public Client {
             if (goes_back) answer("");
         } else if (question_ != Question::none && !line_.text().empty()) {
             line_.finish();
-        } else if (lines_waiting() > 1) {
-            withdraw();
-            status_ = "The other lines are not sent.";
+        } else if (withdraw() > 0) {
+            status_ = "What waited is not sent.";
         }
     }
 

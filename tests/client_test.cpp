@@ -553,6 +553,22 @@ TEST(ClientTyped, CommandIsNotAnsweredByTheListOfRooms) {
     alice.server.expect_next("/kick bob");
 }
 
+TEST(ClientTyped, LinesAreWithdrawnAndTheWayBackIsNot) {
+    for (const std::string lines : {"one\r", "one\rtwo\r"}) {
+        Typist alice({}, "den 12345");
+        alice.lose();
+        alice.type(lines);
+        alice.wait("of your lines wait");
+        alice.type("\33");
+        alice.wait("What waited is not sent.");
+        EXPECT_FALSE(alice.terminal.shows("of your lines wait"));
+        alice.welcome_back();
+        alice.server.expect_next(re("^/join den 12345$"));
+        alice.server.send_line("ROOM den 12345 - You are in den again.");
+        alice.say("three");
+    }
+}
+
 TEST(ClientTyped, RoomsAreListedHoweverThatIsTyped) {
     Typist alice({"--plain"});
     for (const std::string answer : {"ROOMS 0 rooms", "INFO public: 1"}) {  // the tutorial's servers tell it so
