@@ -506,6 +506,7 @@ class Client {
         if (command == "/leave") line.leads_to = "public";
         if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
         if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
+        if (line.room == "?") line.leads_to.clear();  // it will not be sent
         return line;
     }
 
@@ -514,7 +515,8 @@ class Client {
         static const std::set<std::string_view> unasked = {"SAY",   "ME",    "MSG",   "BLOCKED", "JOIN",
                                                            "LEAVE", "OWNER", "ROOMS", "LIST",    "HELPER"};
         if (message.word == "ERR") return true;
-        if (!line.leads_to.empty()) return message.word == "ROOM" || message.word == "PASS";
+        if (same_name(trim(line.text), "/password")) return message.word == "PASS";
+        if (!line.leads_to.empty()) return message.word == "ROOM";
         const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
         const bool listed = message.word == "ROOMS" && same_name(trim(line.text), "/rooms");
         return ours || listed || (!line.speaks && !unasked.contains(message.word));

@@ -569,6 +569,28 @@ TEST(ClientTyped, LinesAreWithdrawnAndTheWayBackIsNot) {
     }
 }
 
+TEST(ClientTyped, LineNeverBecomesAnAnswerWhereOneIsMoved) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form, "den 12345");
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("INFO You were kicked.\nROOM public - - You are in public.");
+        alice.type("hello\r");
+        alice.wait(form.empty() ? "2 of your lines wait" : "hello");
+        alice.tell("PASS The password?");
+        alice.type("secret\r");
+        alice.server.expect_next(re("^secret$"));
+    }
+}
+
+TEST(ClientTyped, QuitNeverBecomesAnAnswer) {
+    Typist alice({});
+    alice.type("/password\r/leave\r/quit\r");
+    alice.server.expect_next(re("^/password$"));
+    EXPECT_EQ(alice.process.wait_exit(), 0);
+    EXPECT_EQ(alice.server.expect_closed(), Lines{});
+}
+
 TEST(ClientTyped, RoomsAreListedHoweverThatIsTyped) {
     Typist alice({"--plain"});
     for (const std::string answer : {"ROOMS 0 rooms", "INFO public: 1"}) {  // the tutorial's servers tell it so
