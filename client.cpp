@@ -584,7 +584,7 @@ class Client {
     }
 
     void answer_password() {
-        if (password_to_send_.empty()) return set_question(Question::password);
+        if (password_to_send_.empty() || !returning()) return set_question(Question::password);
         server_->send_line(std::exchange(password_to_send_, ""));
     }
 

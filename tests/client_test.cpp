@@ -591,6 +591,27 @@ TEST(ClientTyped, QuitNeverBecomesAnAnswer) {
     EXPECT_EQ(alice.server.expect_closed(), Lines{});
 }
 
+TEST(ClientTyped, PasswordIsAskedForWhereTheWayBackNeededNone) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("old secret\r");
+        alice.server.expect_next(re("^old secret$"));
+        alice.tell("WELCOME alice Welcome.");
+        if (form.empty()) alice.server.expect_next("/rooms");
+        alice.lose();
+        alice.welcome_back();
+        if (form.empty()) alice.server.expect_next("/rooms");
+        alice.type("/password\r");
+        alice.server.expect_next(re("^/password$"));
+        alice.tell("PASS The password?");
+        alice.type("typed\r");
+        alice.server.expect_next(re("^typed$"));
+    }
+}
+
 TEST(ClientTyped, RoomsAreListedHoweverThatIsTyped) {
     Typist alice({"--plain"});
     for (const std::string answer : {"ROOMS 0 rooms", "INFO public: 1"}) {  // the tutorial's servers tell it so
