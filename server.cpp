@@ -657,9 +657,9 @@ void end_thread(Client& client) {
     Lock lock(chat.mutex);
     client.changed.wait(lock, [&] { return client.thread.joinable(); });  // the acceptor may not have stored it yet
     std::thread before = std::exchange(chat.last_ended, std::move(client.thread));
-    delist(lock, client);
     lock.unlock();
     if (before.joinable()) before.join();
+    delist(Lock(chat.mutex), client);  // its place is free when its descriptor is: at once
 }
 
 // The thread of one client, which it owns.

@@ -812,6 +812,22 @@ TEST(Refusals, WhenTheLimitOnOpenFilesIsLow) {
     expect_refusals_and_recovery(server, "REFUSE The server is full: it takes 20 at once.");
 }
 
+// Whoever has a place has a descriptor, too, also when a whole crowd leaves and another one comes at the same moment.
+TEST(Refusals, OfACrowdAfterACrowdAreForPlacesAlone) {
+    Server server({.launch = {.limits = {{RLIMIT_NOFILE, 256}}}});
+    for (int round = 0; round < 30; ++round) {
+        std::deque<Peer> peers;
+        for (int i = 0; i < 190; ++i) {
+            peers.emplace_back(server.port()).send_line("r" + std::to_string(round) + "x" + std::to_string(i));
+        }
+        for (Peer& peer : peers) {
+            const std::string answer = peer.expect(re("^(?:WELCOME|REFUSE) .*"));
+            const bool good = answer.starts_with("WELCOME ") || contains(answer, "it takes 192 at once");
+            ASSERT_TRUE(good) << answer;
+        }
+    }
+}
+
 // Thread stacks are made so large, by the limit that gives their size, that few of them fit into the address space.
 TEST(Refusals, WhenThereAreNoThreads) {
     if (sanitized()) GTEST_SKIP() << "sanitizers need the address space";
