@@ -289,15 +289,14 @@ TEST(Topic, IsTheOwnersAndInPublicTheAdminsAndTheOperators) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), admin = admin_of(server);
     settle({&alice, &bob});
-    const std::string refused = "ERR Only the room's owner may use /topic [TEXT];";
-    expect_answers(bob, {{"/topic mine", refused}});
+    expect_answers(bob, {{"/topic mine", "ERR Only the admin may use /topic [TEXT];"}});
     admin.send_line("/topic by the admin");
     for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the admin");
     server.write("/topic by the operator\n");
     for (Peer* peer : {&alice, &bob}) peer->expect_next("TOPIC public by the operator");
     go(alice, "/create den");
     go(bob, "/join den");
-    expect_answers(bob, {{"/topic mine", refused}});
+    expect_answers(bob, {{"/topic mine", "ERR Only the room's owner may use /topic [TEXT];"}});
     settle({&alice});
     admin.send_line("/block alice");
     admin.expect("INFO What alice says");
@@ -373,11 +372,11 @@ TEST(Codes, AreSeenByMembersAlone) {
 TEST(Close, ByTheOwnerBringsEverybodyToPublic) {
     Server server;
     Peer alice(server.port(), "alice"), bob(server.port(), "bob"), carol(server.port(), "carol");
-    const std::string refused = "ERR Only the room's owner may use /close; /help lists what you are allowed to use.";
+    const std::string refused = "ERR Only the admin may use /close; /help lists what you are allowed to use.";
     expect_answers(carol, {{"/close", refused}});
     go(alice, "/create den");
     go(bob, "/join den");
-    expect_answers(bob, {{"/close", refused}});
+    expect_answers(bob, {{"/close", "ERR Only the room's owner may use /close;"}});
     settle({&alice, &carol});
     alice.send_line("/close");
     for (Peer* peer : {&alice, &bob}) {
@@ -500,10 +499,12 @@ TEST(Rights, AreRefusedToThoseWithoutThem) {
         answers.emplace_back(command, refused("the admin", command + " NAME"));
     }
     expect_answers(alice, answers);  // an owner
-    answers.emplace_back("/close", refused("the room's owner", "/close"));
+    answers.emplace_back("/close", refused("the admin", "/close"));
     answers.emplace_back("/kick alice", "ERR Only the admin can disconnect people.");
-    expect_answers(bob, answers);  // in public
-    answers.back().second = refused("the room's owner", "/kick NAME");
+    expect_answers(bob, answers);  // in public, which nobody owns
+    answers.pop_back();
+    answers.back().second = refused("the room's owner", "/close");
+    answers.emplace_back("/kick alice", refused("the room's owner", "/kick NAME"));
     go(bob, "/join den");
     expect_answers(bob, answers);  // a member
 }
