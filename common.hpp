@@ -398,7 +398,6 @@ inline std::string utc_time(std::time_t time) {
 
 // Returns an address or a network ("10.1.0.0/16") as it is always written, with 0 for what does not count, or "".
 inline std::string normal_address(const std::string& text) {
-    if (text.starts_with("::ffff:") && text.find('.') != std::string::npos) return normal_address(text.substr(7));
     const std::size_t slash = std::min(text.find('/'), text.size());
     std::array<unsigned char, sizeof(in6_addr)> binary{};
     std::array<char, INET6_ADDRSTRLEN> normal{};
@@ -412,6 +411,8 @@ inline std::string normal_address(const std::string& text) {
             byte = static_cast<unsigned char>(byte & ~(0x80U >> i % 8));
         }
         const std::string address = inet_ntop(family, binary.data(), normal.data(), INET6_ADDRSTRLEN);
+        const bool is_mapped = address.starts_with("::ffff:") && address.find('.') != std::string::npos && *bits >= 96;
+        if (is_mapped) return normal_address(address.substr(7) + '/' + std::to_string(*bits - 96));  // IPv4 in IPv6
         return *bits == size ? address : address + '/' + std::to_string(*bits);
     }
     return "";

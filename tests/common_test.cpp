@@ -724,7 +724,9 @@ TEST(Addresses, HaveOneForm) {
     EXPECT_EQ(normal_address("2001:0DB8:0:0::0001"), "2001:db8::1");
     EXPECT_EQ(normal_address("0:0:0:0:0:0:0:1"), "::1");
     EXPECT_EQ(normal_address("::"), "::");
-    EXPECT_EQ(normal_address("::FFFF:10.0.0.1"), "::ffff:10.0.0.1");
+    EXPECT_EQ(normal_address("::FFFF:10.0.0.1"), "10.0.0.1");  // as a server would have it that took IPv4 as IPv6
+    EXPECT_EQ(normal_address("0::ffff:a00:1/112"), "10.0.0.0/16");
+    EXPECT_EQ(normal_address("::ffff:10.0.0.1/95"), "::fffe:0:0/95");
 }
 
 TEST(Addresses, OfANetworkHaveOneFormToo) {

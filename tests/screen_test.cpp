@@ -131,11 +131,43 @@ TEST(ScreenForm, ShowsTheNoticeOfWhoeverStartedIt) {  // `make run` tells the ad
     Launch launch = on_port(server.port());
     launch.env.emplace_back("CHATROOM_NOTICE=When you leave, \33[2Jthe chat ends.");
     OnScreen alice(client_path(), launch);
-    alice.wait("Your name: ");
-    alice.type("alice\r");
+    alice.wait("Your name: ");  // "admin" may be the first one to be typed
     alice.wait("When you leave, ");
     alice.wait("the chat ends.");
+    EXPECT_FALSE(alice.terminal.shows("Welcome, alice"));
+    alice.type("alice\r");
     alice.wait("Welcome, alice");
+}
+
+TEST(ScreenForm, LeavesAQuestionAtEscape) {
+    TempDir dir;
+    Server server({.args = {"--users", dir.path() / "users"}});
+    OnScreen alice(client_path(), on_port(server.port()));
+    alice.wait("Your name: ");
+    alice.type(key("f1"));
+    alice.wait("Keys");
+    alice.type(key("esc"));  // the page, not the question
+    alice.wait_gone("Keys");
+    for (const std::string half : {"", "green t", "green tea\rgreen"}) {
+        alice.wait("Your name: ");
+        alice.type("alice\r");
+        alice.wait("New password: ");
+        alice.type(half);
+        if (!half.empty()) alice.wait(": *****");
+        alice.type(key("esc"));
+    }
+    alice.wait("Your name: ");
+    alice.type("alice\r");
+    alice.wait("New password: ");
+    alice.type("tea\r");
+    alice.wait("A password has at least 8 characters");
+    EXPECT_EQ(count_in(alice.terminal.text(), "once more"), 1) << "above: it is not asked for twice";
+    alice.type("green tea\rgreen tea\r");
+    alice.wait("Welcome, alice");
+    alice.type("/password\r");
+    alice.wait("Password: ");
+    alice.type(key("esc"));
+    alice.wait("Your password is as it was.");
 }
 
 TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
@@ -434,6 +466,16 @@ TEST(ScreenLine, IsCompletedByTab) {
     }
 }
 
+TEST(ScreenLine, IsCompletedByWhoeverHasSpoken) {
+    ScriptedServer client;
+    client.tell("PAST 2026-01-02T03:04:05Z SAY dora hi\nMSG erin alice psst");
+    for (const auto& [keys, line] : std::vector<std::pair<std::string, std::string>>{
+             {"do\t", "dora: "}, {"/msg e\tx", "/msg erin x"}, {"  /ms\te\tx", "  /msg erin x"}}) {
+        client.type(keys + "\r");
+        client.hear(line);
+    }
+}
+
 TEST(ScreenLine, IsCompletedByTheServersRoomsAtTheFirstTab) {
     Server server({.args = {"--rooms", "red,green"}});
     User alice(server);
@@ -649,6 +691,25 @@ TEST(ScreenRooms, AreJoinedByKeysAndByMouse) {
     alice.wait("Esc Back");
     alice.click("Esc Back");
     alice.wait("bob owner");
+}
+
+TEST(ScreenRooms, AreNotJoinedWithoutTheirCode) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    bob.send_line("/create garden 54321");
+    bob.expect("ROOM garden");
+    User alice(server);
+    alice.type(key("f2"));
+    alice.wait("garden");
+    alice.type(key("end") + "\r");
+    alice.wait("The code of garden: ");
+    alice.type("\r");
+    alice.wait_gone("The code of garden: ");
+    alice.type(key("esc"));
+    alice.wait_gone("Esc Back");
+    alice.type("here\r");
+    alice.wait("alice: here");
+    EXPECT_FALSE(alice.terminal.shows("needs a code"));  // which would name a command
 }
 
 TEST(ScreenRooms, AreMade) {
@@ -942,6 +1003,23 @@ TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
     EXPECT_EQ(count_in(client.terminal.text(), "Your name?"), 0);
     client.type("\r");
     again.expect_next(re("^a draft$"));
+}
+
+TEST(ScreenEnd, AsksForAnotherNameWhenSomebodyHasTaken) {
+    Server server;
+    User alice(server);
+    server.write("/kick alice\n");
+    alice.wait("Join again");
+    Peer thief(server.port(), "alice");
+    eventually([&, start = harness::Clock::now()] {
+        return harness::Clock::now() - start > std::chrono::milliseconds(1100);
+    });
+    alice.type("\r");
+    alice.wait("Somebody here has the name alice already.");
+    alice.wait("Your name: ");
+    alice.type("alicia\r");
+    alice.wait("Welcome, alicia");
+    thief.expect("JOIN alicia");
 }
 
 TEST(ScreenEnd, OffersNoWayBackAfterABan) {

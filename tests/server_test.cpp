@@ -638,6 +638,16 @@ TEST(Ban, OfAnAddressDisconnectsThoseWhoAreLoggingIn) {
     half.expect_eof();
 }
 
+// An IPv4 address is sometimes written as one of IPv6 (RFC 4291, 2.5.5.2): it is the same one.
+TEST(Ban, OfAnAddressHoldsHoweverItIsWritten) {
+    Server server;
+    Peer bob(server.port(), "bob");
+    expect_at_terminal(server, {{"/ban ::FFFF:127.0.0.1", "-- 127.0.0.1 is banned."}});
+    EXPECT_EQ(bob.expect_eof().back(), "BYE BAN You were banned by server.");
+    expect_banned(server, "carol");
+    expect_at_terminal(server, {{"/unban ::ffff:127.0.0.1", "-- 127.0.0.1 is no longer banned."}});
+}
+
 TEST(Ban, IsNotForTheAdminNorTheServer) {
     Server server;
     Peer admin = admin_of(server);
