@@ -477,7 +477,9 @@ class Acceptor {
         if (!socket && (errno == EMFILE || errno == ENFILE)) {
             reserve_ = Fd();
             socket = Fd(accept(listener, nullptr, nullptr));
-            if (socket) turn_down(socket, "The server has no descriptor left: try again later.");
+        }
+        if (socket && !reserve_) {
+            turn_down(socket, "The server has no descriptor left: try again later.");
         } else if (socket) {
             fcntl(socket.get(), F_SETFL, 0);  // some systems hand O_NONBLOCK on from the listener
             watch_for_vanishing(socket);
