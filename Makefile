@@ -97,7 +97,7 @@ $(B)/gtest.log: $(B)/flags
 # The server tries the port: when it is taken, a server is taken to be there, and is joined and left running.
 run: all  ## join the chat on this machine; starts a server for it if none is there (PORT=12345)
 	@log=build/server.log.$$$$; (umask 077; : >$$log); \
-	./server --port $(PORT) </dev/null >$$log 2>&1 & server=$$!; \
+	(trap '' TSTP; exec ./server --port $(PORT)) </dev/null >$$log 2>&1 & server=$$!; \
 	trap '{ kill $$server && wait $$server; } 2>/dev/null; rm -f $$log' EXIT; trap 'exit 0' HUP INT TERM; \
 	until grep -q 'listening on port' $$log || ! kill -0 $$server 2>/dev/null; do sleep 0.1; done; \
 	if kill -0 $$server 2>/dev/null; then \

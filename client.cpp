@@ -463,10 +463,7 @@ class Client {
     bool handle_lines(const std::vector<std::string>& lines) {
         if (lines.empty()) return false;
         const Lock lock(mutex_);
-        for (const std::string& line : lines) {
-            greeted_ = greeted_ || !line.starts_with("HELPER ");
-            handle_line(line);
-        }
+        for (const std::string& line : lines) handle_line(line);
         if (notice_ != nullptr) show_notice("INFO " + clean(std::exchange(notice_, nullptr)));
         send_next();
         refresh();
@@ -479,6 +476,7 @@ class Client {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
         const std::string_view word = message.word, name = message.fields[0];
+        greeted_ = greeted_ || word != "HELPER";
         const bool answered = word == "NICK" || (word == "PASS" && !password_to_send_.empty());
         if (!answered || !returning()) show(message);  // on the way back we answer by ourselves
         if (message.past) return;
@@ -516,7 +514,8 @@ class Client {
                                                            "LEAVE", "OWNER", "ROOMS", "LIST",    "HELPER"};
         if (message.word == "ERR") return true;
         if (same_name(trim(line.text), "/password")) return message.word == "PASS";
-        if (!line.leads_to.empty()) return message.word == "ROOM";
+        const bool there = line.leads_to == "?" || same_name(message.fields[0], line.leads_to);
+        if (!line.leads_to.empty()) return message.word == "ROOM" && there;
         const bool ours = message.is_speech() && !message.past && same_name(message.fields[0], name_);
         const bool listed = message.word == "ROOMS" && same_name(trim(line.text), "/rooms");
         return ours || listed || (!line.speaks && !unasked.contains(message.word));
@@ -792,7 +791,6 @@ void write_to_terminal(std::string_view bytes, bool patient) {
     if (!patient) fcntl(STDOUT_FILENO, F_SETFL, flags);
 }
 
-// See section 1.
 void set_terminal(TerminalMode mode) {
     if (mode == terminal_mode || (mode != original && restored_for_good)) return;
     if (terminal_mode == original && tcgetattr(STDIN_FILENO, &original_settings) != 0) return;
@@ -815,7 +813,7 @@ void set_terminal(TerminalMode mode) {
 // Whatever ends us, the terminal is as it was; only then the signal does what it always does: Ctrl-C may come twice.
 void end_by_signal(int number) {
     const int saved = errno;
-    if (restored_for_good.exchange(true)) return;
+    if (restored_for_good.exchange(true)) return;  // that is under way
     set_terminal(original);
     if (helper_pid > 0) kill(helper_pid, SIGTERM);
     catch_signal(number, SIG_DFL);
@@ -972,7 +970,6 @@ class Keys {
    public:
     void add(std::string_view bytes) { bytes_ += bytes; }
 
-    // What was read too much: it comes next again.
     void put_back(const std::string& text) { bytes_.insert(0, text); }
 
     // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
@@ -1316,7 +1313,6 @@ Row ruled(const std::string& text, int columns, Style rule, Style style) {
 
 class Scrollback {
    public:
-    // Adds a line, and removes the oldest ones where they are too many.
     void add(Entry entry) {
         bytes_ += entry.text.size();
         entries_.push_back(std::move(entry));
@@ -1383,9 +1379,8 @@ class Scrollback {
         const auto day = [](std::time_t time) { return local_time(time, "%A, %Y-%m-%d"); };
         std::vector<Row> rows;
         const bool timed = entry.time != 0;
-        if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr))) {
+        if (timed && day(entry.time) != day(number > first_ ? at(number - 1).time : std::time(nullptr)))
             rows.push_back(ruled(day(entry.time), columns, Style::faint, Style::faint));
-        }
         if (number == mark_) rows.push_back(ruled("new", columns, Style::mark, Style::mark));
         const std::string stamp = timed && columns >= 40 ? local_time(entry.time, "%H:%M ") : "";
         const int width = static_cast<int>(stamp.size());
@@ -1507,8 +1502,7 @@ class ScreenClient : public Client {
     void add_members(std::string_view names) {
         while (!names.empty()) {
             const std::string_view name = take_word(names);
-            if (!valid_name(name)) continue;
-            if (members_.size() < max_listed) members_[fold(name)] = name;
+            if (valid_name(name) && members_.size() < max_listed) members_[fold(name)] = name;
             keep(names_, name);
         }
     }
@@ -1790,9 +1784,8 @@ class ScreenClient : public Client {
                 candidates_.push_back(whole);
         };
         if (command) {  // the page of help names all commands
-            for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at) {
+            for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at)
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
-            }
         } else if (behind == "/join") {
             for (const std::string& room : room_names_) add(room);
         } else {
@@ -1885,7 +1878,6 @@ class ScreenClient : public Client {
         display_.show(news + room_ + " - Chatroom", screen_, cursor, std::exchange(bell_, false));
     }
 
-    // Something that can be clicked instead of pressing a key.
     Piece button(const std::string& label, const Typed& key) {
         return {label, Style::button, [this, key] { press(key); }};
     }
@@ -2118,10 +2110,9 @@ std::vector<Found> find_servers() {
     const std::string nonce = std::to_string(random()) + std::to_string(random());
     const std::string question = make_question(nonce);
     std::vector<Found> all;
-    for (int round = 0; round < 2; ++round) {               // a datagram may be lost on its way
-        for (sockaddr_in everybody : networks.everybody) {  // some networks refuse
+    for (int round = 0; round < 2; ++round) {             // a datagram may be lost on its way
+        for (sockaddr_in everybody : networks.everybody)  // some networks refuse
             sendto(socket.get(), question.data(), question.size(), 0, generic(everybody), sizeof everybody);
-        }
         for (const auto until = Clock::now() + std::chrono::milliseconds(500); Clock::now() < until;) {
             pollfd polled{socket.get(), POLLIN, 0};
             if (poll(&polled, 1, 10) > 0) add_answer(socket, nonce, networks, all);
@@ -2218,7 +2209,6 @@ class HelperConnection : public Connection {
     _exit(127);
 }
 
-// See section 2.
 std::shared_ptr<Connection> start_helper(const std::string& command, bool may_ask) {
     std::array<int, 2> sockets{}, errors{};
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets.data()) != 0) throw_errno("socketpair");

@@ -2065,8 +2065,7 @@ void make_first_rooms() {
     chat.by_name["server"] = &operator_client;
 }
 
-// Ctrl-C, SIGTERM and a closed terminal shut down, but for what was ignored at the start, as by nohup. No peer that is
-// gone, full file or job in the background does.
+// Ctrl-C, SIGTERM and a closed terminal end it, but for what was ignored (nohup). No lost peer, nor a full file, does.
 void handle_signals() {
     for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
         struct sigaction before {};

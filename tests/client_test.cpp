@@ -538,6 +538,18 @@ TEST(ClientTyped, CommandsOfTheRoomListWaitToo) {
     alice.server.expect_next(re("^/create den 12345$"));
 }
 
+TEST(ClientTyped, AnotherMoveIsNoAnswerToJoin) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        alice.type("/join den\r");
+        alice.server.expect_next("/join den");
+        alice.type("for den\r");
+        alice.tell("ROOM public - - The room was closed.");
+        alice.tell("ROOM den - - You are in den.");
+        alice.hear("for den");
+    }
+}
+
 TEST(ClientTyped, CommandIsNotAnsweredByTheListOfRooms) {
     Typist alice({});
     alice.type("\33OQ");

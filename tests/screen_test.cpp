@@ -56,7 +56,9 @@ struct ScriptedServer : OnScreen {
 
     // The next line from the client, which is answered as a server does: the one after it comes only then.
     void hear(const std::string& wanted) {
-        server.expect_next([&](std::string_view line) { return line == wanted; });
+        std::string heard;
+        while ((heard = server.expect_next()).empty()) continue;  // a sign of life
+        EXPECT_EQ(heard, wanted);
         const bool command = wanted.starts_with('/');
         if (command) tell("ERR No.");
         if (!command) server.send_line("SAY alice " + wanted);
@@ -534,8 +536,10 @@ TEST(ScreenLine, LosesNothingInSilence) {
     ScriptedServer client;
     client.type(std::string(4060, 'x'));
     client.wait("all", [](const Terminal& t) { return t.line(23).ends_with("x") && t.column > 1; });
-    client.type(std::string(64, 'y') + std::string(30, 'z'));
-    client.wait("the end", [](const Terminal& t) { return t.line(23).ends_with("z"); });
+    client.type(std::string(200, 'y'));
+    client.wait("as long as a line may be");
+    client.type(key("left"));
+    client.tell("INFO the key was pressed");
     EXPECT_TRUE(client.terminal.shows("as long as a line may be"));
 }
 
@@ -1011,9 +1015,8 @@ TEST(ScreenEnd, AsksForAnotherNameWhenSomebodyHasTaken) {
     server.write("/kick alice\n");
     alice.wait("Join again");
     Peer thief(server.port(), "alice");
-    eventually([&, start = harness::Clock::now()] {
-        return harness::Clock::now() - start > std::chrono::milliseconds(1100);
-    });
+    eventually(
+        [&, start = harness::Clock::now()] { return harness::Clock::now() - start > std::chrono::milliseconds(1100); });
     alice.type("\r");
     alice.wait("Somebody here has the name alice already.");
     alice.wait("Your name: ");
