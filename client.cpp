@@ -476,7 +476,7 @@ class Client {
         if (ended_ || !over_.empty()) return;
         const Message message(line);
         const std::string_view word = message.word, name = message.fields[0];
-        greeted_ = greeted_ || word != "HELPER";
+        greeted_ |= word != "HELPER";
         const bool answered = word == "NICK" || (word == "PASS" && !password_to_send_.empty());
         if (!answered || !returning()) show(message);  // on the way back we answer by ourselves
         if (message.past) return;

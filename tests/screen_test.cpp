@@ -305,8 +305,24 @@ TEST(ScreenChat, ShowsTheTopicAndWhoseLineItIs) {
     EXPECT_TRUE(client.terminal.line(0).find("task 3") == std::string::npos) << client.terminal.text();
 }
 
+TEST(ScreenChat, IsWholeWhereTheLocaleIsNotInstalled) {
+    Listener listener;
+    Launch launch = on_port(listener.port());
+    launch.env.emplace_back("LC_ALL=xx_XX.UTF-8");
+    OnScreen client(client_path(), launch);
+    Peer server = listener.accept();
+    server.send_line(
+        "WELCOME alice Welcome.\nROOM den - - You are in den.\nSAY bob gr\xC3\xBC\xC3\x9F"
+        "e");
+    client.wait(
+        "bob: gr\xC3\xBC\xC3\x9F"
+        "e");
+}
+
 TEST(ScreenChat, TellsItsKeysInSmallWindowsToo) {
     ScriptedServer client({}, {10, 40});
+    client.tell("TOPIC public task 3, page 12");
+    client.wait(" public  2 people  task 3, page");
     for (const char* text : {" F1   F2 ", "alice>"}) client.wait(text);
     client.type(key("f2"));
     for (const char* text : {"Enter Join", "c Create", "x Exit code", "Esc Back", "Arrows choose, Enter joins."})
