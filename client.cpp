@@ -564,7 +564,7 @@ class Client {
         const bool again = question_ == Question::repeated_password && !text.empty() && text != typed_password_;
         typed_password_ = text;
         if (!first && !again) return true;
-        const std::string problem = again ? "That was not the same: the new one, please." : password_problem(text);
+        const std::string problem = again ? "That was not the same. The new one, please." : password_problem(text);
         set_question(problem.empty() ? Question::repeated_password : Question::new_password);
         show_notice(problem.empty() ? "INFO The same once more, please." : "ERR " + problem);
         return false;

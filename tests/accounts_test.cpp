@@ -667,9 +667,7 @@ TEST(AccountClient, AsksForANewPasswordTwiceAndShowsNone) {
     Server server(home.options());
     Pty client(client_path(), to(server, {"--name", "alice"}));
     answer(client, "-- A new password for alice?", "Zanz");
-    answer(client, "-- The same once more", "Zanz");
-    client.wait_output("!! A password has at least 8 characters");
-    answer(client, "-- A new password for alice?", "Zanzibar 1");
+    answer(client, "!! A password has at least 8 characters", "Zanzibar 1");  // before it is typed twice
     answer(client, "-- The same once more", "Zanzibar 2");
     answer(client, "!! That was not the same.", "Zanzibar 1");
     answer(client, "-- The same once more", "Zanzibar 1");
