@@ -94,7 +94,8 @@ $(B)/gtest.log: $(B)/flags
 
 # ---- Running ----
 
-# The server tries the port: when it is taken, a server is taken to be there, and is joined and left running.
+# The server tries the port: when it is taken, a server is taken to be there, and is joined and left running. Ctrl-Z
+# stops the client alone, not the chat.
 run: all  ## join the chat on this machine; starts a server for it if none is there (PORT=12345)
 	@log=build/server.log.$$$$; (umask 077; : >$$log); \
 	(trap '' TSTP; exec ./server --port $(PORT)) </dev/null >$$log 2>&1 & server=$$!; \

@@ -350,7 +350,7 @@ class Client {
         return true;
     }
 
-    // Asks for the list of rooms, as nobody has typed: nothing waits for the answer, which may never come.
+    // Asks for the list of rooms by itself. Nothing waits for the answer: not every server has one.
     void list_rooms() { server_->send_line("/rooms"); }
 
     // Returns the room in which we are once the lines that wait are done; "?" if that is not known.
@@ -414,7 +414,7 @@ class Client {
     }
 
     // The writer: forgets the person's lines that are not sent yet, and returns how many.
-    auto withdraw() {
+    std::size_t withdraw() {
         const OwnLine* sent = sent_ ? &waiting_.front() : nullptr;
         return std::erase_if(waiting_, [&](const OwnLine& line) { return &line != sent && !line.room.empty(); });
     }
@@ -766,7 +766,7 @@ class PlainClient : public Client {
 // ---- 6. The terminal's modes, and signals -------------------------------------------------------------
 // What signal handlers need is global, and what they call is async-signal-safe.
 
-termios original_settings;                           // of the terminal, when its mode was changed from it
+termios original_settings;                           // the terminal's, to which it is restored
 std::atomic<bool> restored_for_good = false;         // a signal ends us: no thread changes the terminal any more
 std::atomic<pid_t> helper_pid = 0;                   // the command of --via, which must not outlive us
 std::atomic<const Wakeup*> screen_signal = nullptr;  // wakes the writer after a signal that concerns the screen
@@ -837,8 +837,8 @@ void stop_by_signal(int number) {
     pthread_sigmask(SIG_SETMASK, &none, nullptr);  // the thread sanitizer blocks it, in spite of SA_NODEFER
     raise(number);                                 // here it stops
     catch_signal(number, stop_by_signal, SA_NODEFER);
-    if (screen_signal != nullptr) reopen_screen = true;
-    if (screen_signal == nullptr) set_terminal(mode);
+    reopen_screen = true;
+    if (screen_signal == nullptr) set_terminal(mode);  // the plain form's
     wake_writer();
     errno = saved;
 }
@@ -968,8 +968,9 @@ struct Typed {
 
 class Keys {
    public:
-    void add(std::string_view bytes) { bytes_ += bytes; }
+    static constexpr std::size_t max_text = 64, max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
+    void add(std::string_view bytes) { bytes_ += bytes; }
     void put_back(const std::string& text) { bytes_.insert(0, text); }
 
     // How long to wait for the rest of a key, in milliseconds; -1: there is none. If it does not come, what is there is
@@ -997,10 +998,9 @@ class Keys {
 
    private:
     static constexpr std::string_view paste_begins = "\33[200~", paste_ends = "\33[201~";
-    static constexpr std::size_t max_text = 64, max_sequence = 65536, max_paste = 1024UL * 1024;  // bytes
 
-    // Returns the bytes of the first key, or of the text before the next one, since what belongs together has to stay
-    // so, but not of much of it, since a line takes it as a whole or not at all; 0 if they are not all here.
+    // Returns the bytes of the first key, or of the text before the next one, as far as max_text: a line takes such a
+    // piece as a whole or not at all. 0: they are not all here.
     std::size_t key_length() const {
         if (bytes_[0] == '\33') return sequence_length();
         if (is_control(bytes_[0])) return 1;
@@ -1073,8 +1073,8 @@ class Editor {
     const std::string& text() const { return text_; }
     std::string_view before_cursor() const { return std::string_view(text_).substr(0, cursor_); }
 
-    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become too long. What is
-    // typed may be the rest of a character, the tags of a flag say: it is cleaned together with it.
+    // Replaces what stands from `from` to the cursor; false, and nothing, if the line would become too long. It is
+    // cleaned together with what stands before it, whose rest it may be: the tags of a flag, for instance.
     bool replace_from(std::size_t from, std::string_view bytes) {
         const std::string before = clean(text_.substr(0, from).append(bytes)), after = text_.substr(cursor_);
         if (before.size() + after.size() > max_line) return false;
@@ -1482,8 +1482,7 @@ class ScreenClient : public Client {
     // Keeps what the margin and the list of rooms show up to date.
     void note(const Message& message) {
         const std::string_view word = message.word, name = message.fields[0];
-        if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear();
-        if (word == "ROOM" || word == "LIST") keep(room_names_, word == "ROOM" ? name : message.fields[1]);
+        if (word == "ROOM") owner_.clear(), topic_.clear(), members_.clear(), keep(room_names_, name);
         if (word == "TOPIC" && same_name(name, room_)) topic_ = message.text;
         if (word == "WHO" && same_name(name, room_)) add_members(message.text);
         if (word == "JOIN") add_members(name);
@@ -1510,6 +1509,7 @@ class ScreenClient : public Client {
     // The list is shown when it is complete.
     void list_room(const Message& message) {
         const auto& [number, name, people, owner, time] = message.fields;
+        keep(room_names_, name);
         if (valid_name(name) && valid_name(owner) && listing_.size() < max_listed) {
             listing_.push_back({padded(number, 5), std::string(name), padded(people, 8),
                                 message.text == "CODE" ? "CODE" : "NO CODE", std::string(owner),
@@ -1585,7 +1585,7 @@ class ScreenClient : public Client {
             case Key::focus_out: focused_ = false; return scrollback_.unmark();
             case Key::redraw: return display_.invalidate();
             case Key::interrupt: kill(0, SIGINT); return;  // as the terminal does elsewhere: all that run with us
-            case Key::suspend: set_terminal(original), kill(0, SIGTSTP); return;  // while it is ours
+            case Key::suspend: set_terminal(original), kill(0, SIGTSTP); return;  // first, while it is ours
             case Key::abort: kill(0, SIGQUIT); return;
             case Key::click: return click(typed);
             case Key::rooms: return open(View::rooms);
@@ -1774,9 +1774,9 @@ class ScreenClient : public Client {
     // Finds what the last word of a text may become, with what comes behind it.
     void find_candidates(const std::string& before) {
         completed_from_ = before.rfind(' ') + 1;
-        const std::string word = fold(before.substr(completed_from_)),
-                          behind = fold(trim(before.substr(0, completed_from_)));
-        const bool at_start = behind.empty(), command = at_start && word.starts_with('/');
+        const std::string word = fold(before.substr(completed_from_));
+        const std::string start = fold(trim(before.substr(0, completed_from_)));
+        const bool at_start = start.empty(), command = at_start && word.starts_with('/');
         const auto add = [&](std::string_view name) {
             const std::string whole = std::string(name) + (at_start && !command ? ": " : " ");
             const bool known = std::find(candidates_.begin(), candidates_.end(), whole) != candidates_.end();
@@ -1786,7 +1786,7 @@ class ScreenClient : public Client {
         if (command) {  // the page of help names all commands
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at)
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
-        } else if (behind == "/join") {
+        } else if (start == "/join") {
             for (const std::string& room : room_names_) add(room);
         } else {
             for (const auto& [key, name] : members_) add(name);
@@ -1950,7 +1950,7 @@ class ScreenClient : public Client {
         if (!status_.empty()) return status_;
         if (open_question() != 0 && (prompt() == nullptr || prompt()->number != open_question()))
             return "The server asks something: first Enter, or Esc";
-        if (line_.text().size() + 70 > max_line) return "The line is as long as a line may be.";  // a piece may not fit
+        if (line_.text().size() + Keys::max_text > max_line) return "The line is nearly as long as a line may be.";
         if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
         std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         if (view_ != View::chat || scrollback_.follows()) return news;

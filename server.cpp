@@ -1534,9 +1534,9 @@ void create(Lock& lock, Client& user, std::string_view rest) {
 }
 
 void join(Lock& lock, Client& user, std::string_view rest) {
-    Room* room = find_room(take_word(rest));
-    const std::string_view code = trim(rest);
-    if (room == nullptr) return error(lock, user, "There is no such room; /rooms lists them.");
+    const std::string_view which = take_word(rest), code = trim(rest);
+    Room* room = find_room(which);
+    if (room == nullptr) return error(lock, user, "There is no room ", which, ".");
     if (room == user.room) return error(lock, user, "You are in that room.");
     if (!room->code.empty() && !user.admin) {
         if (code.empty()) return error(lock, user, "It needs a code: /join ", room->name, " CODE");

@@ -215,7 +215,7 @@ TEST(Bridge, EndsWhereThereIsNoSuchRoom) {
     const Server north;
     Peer bob = join(north, "bob", "public");
     Bridge bridge(broker, north, "north");
-    bridge.wait_error("There is no such room");
+    bridge.wait_error("There is no room");
     bridge.wait_exit();
     bob.expect("LEAVE mqttlab");
 }

@@ -514,7 +514,7 @@ TEST(ClientTyped, LinesForARoomThatIsGoneAreToldAndSaidNowhere) {
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.tell("SAY bob and nothing is sent before that is answered");
-        alice.tell("ERR There is no such room.");
+        alice.tell("ERR There is no room den.");
         alice.wait("You are in public now: 2 lines were not sent; the last one that was: zero");
         alice.type("three\r");
         if (!form.empty()) {  // the kernel edits the line: it may have been begun before

@@ -210,8 +210,8 @@ TEST(Rooms, EndWithTheirLastMemberIfAClientMadeThem) {
     alice.send_line("to be forgotten");
     alice.send_line("/leave");
     bob.expect("JOIN alice joined.");
-    expect_answers(bob, {{"/join den 12345", "ERR There is no such room; /rooms lists them."},
-                         {"/join 3 12345", "ERR There is no such room"}});
+    expect_answers(bob, {{"/join den 12345", "ERR There is no room den."},
+                         {"/join 3 12345", "ERR There is no room 3."}});
     EXPECT_FALSE(any_contains(answers_to(bob, "/create den"), "forgotten")) << "it is another room of that name";
 
     go(alice, "/join lab");
@@ -243,9 +243,9 @@ TEST(Rooms, AreJoinedAndLeftInTheRightWordsAlone) {
     Peer alice(server.port(), "alice"), bob(server.port(), "bob");
     go(alice, "/create den 12345");
     expect_answers(bob, {{"/join", "ERR The form is: /join ROOM [CODE]"},
-                         {"/join nowhere", "ERR There is no such room; /rooms lists them."},
-                         {"/join 99", "ERR There is no such room"},
-                         {"/join -1", "ERR There is no such room"},
+                         {"/join nowhere", "ERR There is no room nowhere."},
+                         {"/join 99", "ERR There is no room 99."},
+                         {"/join -1", "ERR There is no room -1."},
                          {"/join public", "ERR You are in that room."},
                          {"/join den", "ERR It needs a code: /join den CODE"},
                          {"/join 3", "ERR It needs a code: /join den CODE"},

@@ -998,6 +998,12 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
 }
 
 // Enter may have been meant for the line: for a second it does nothing.
+// For a second after the end Enter does nothing, since it may have been meant for the line that was being typed.
+void wait_until_enter_counts() {
+    const auto end = harness::Clock::now() + std::chrono::milliseconds(1100);
+    eventually([&] { return harness::Clock::now() > end; });
+}
+
 TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
     ScriptedServer client;
     client.tell("ROOM den 12345 alice You are in den.");
@@ -1007,9 +1013,7 @@ TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
     client.type("\rmore\r");
     client.server.expect_eof();
     const std::future<void> enters = std::async(std::launch::async, [&] {
-        eventually([&, start = harness::Clock::now()] {
-            return harness::Clock::now() - start > std::chrono::milliseconds(1100);
-        });
+        wait_until_enter_counts();
         client.process.write("\r");
     });
     enters.wait();
@@ -1031,8 +1035,7 @@ TEST(ScreenEnd, AsksForAnotherNameWhenSomebodyHasTaken) {
     server.write("/kick alice\n");
     alice.wait("Join again");
     Peer thief(server.port(), "alice");
-    eventually(
-        [&, start = harness::Clock::now()] { return harness::Clock::now() - start > std::chrono::milliseconds(1100); });
+    wait_until_enter_counts();
     alice.type("\r");
     alice.wait("Somebody here has the name alice already.");
     alice.wait("Your name: ");
@@ -1047,9 +1050,7 @@ TEST(ScreenEnd, OffersNoWayBackAfterABan) {
         client.server.send_line(word + " Alice is banned.");
         client.wait(" Esc Leave  Alice is banned.");
         EXPECT_FALSE(client.terminal.shows("Join again"));
-        eventually([&, start = harness::Clock::now()] {
-            return harness::Clock::now() - start > std::chrono::milliseconds(1100);
-        });
+        wait_until_enter_counts();
         client.type("\r");
         client.type(key("esc"));
         EXPECT_EQ(client.process.wait_exit(), 1);

@@ -28,9 +28,10 @@ namespace {
 std::string step_path(const std::string& step) {
     if (contains(step, "/")) return step;
     const char* set = std::getenv("TUTORIAL_STEPS");
-    for (const auto& entry : std::filesystem::directory_iterator(set != nullptr ? set : "build/docs/tutorial/steps")) {
-        const std::string name = entry.path().filename().string();
-        if (name.starts_with(step + "_") && !entry.path().has_extension()) return entry.path().string();
+    const std::filesystem::path built = set != nullptr ? set : "build/docs/tutorial/steps";
+    for (const auto& source : std::filesystem::directory_iterator("docs/tutorial/steps")) {  // older ones may be built
+        const std::string name = source.path().stem().string();
+        if (name.starts_with(step + "_")) return (built / name).string();
     }
     throw Failure("there is no program of step " + step);
 }
