@@ -210,8 +210,8 @@ TEST(Rooms, EndWithTheirLastMemberIfAClientMadeThem) {
     alice.send_line("to be forgotten");
     alice.send_line("/leave");
     bob.expect("JOIN alice joined.");
-    expect_answers(bob, {{"/join den 12345", "ERR There is no room den."},
-                         {"/join 3 12345", "ERR There is no room 3."}});
+    expect_answers(bob,
+                   {{"/join den 12345", "ERR There is no room den."}, {"/join 3 12345", "ERR There is no room 3."}});
     EXPECT_FALSE(any_contains(answers_to(bob, "/create den"), "forgotten")) << "it is another room of that name";
 
     go(alice, "/join lab");
