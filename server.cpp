@@ -906,8 +906,8 @@ void stop_log() {
 
 // Returns how long the client may still be silent until it is warned, at half of its time, or after that until the end.
 Clock::duration time_left(const Client& client) {
-    Clock::duration limit = std::chrono::hours(1);  // for ever: it may be moved elsewhere meanwhile
-    if (client.idle_limit > 0) limit = std::chrono::seconds(client.idle_limit);
+    const long unlimited = options.idle_public > 0 ? options.idle_public : 3600;  // it may be moved meanwhile
+    Clock::duration limit = std::chrono::seconds(client.idle_limit > 0 ? client.idle_limit.load() : unlimited);
     if (client.name.empty()) limit = std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return (client.warned ? limit : limit / 2) - client.waited;
 }
@@ -1522,8 +1522,7 @@ Room& make_room(std::string_view name, std::string_view code, std::string_view c
 }
 
 void create(Lock& lock, Client& user, std::string_view rest) {
-    const std::string_view name = take_word(rest);
-    const std::string_view code = trim(rest);
+    const std::string_view name = take_word(rest), code = trim(rest);
     if (!valid_name(name)) return error(lock, user, "A room's name is 3 to 12 letters and digits, a letter first.");
     if (find_room(name) != nullptr) return error(lock, user, "There is a room ", name, " already.");
     const bool five_digits = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
@@ -1678,11 +1677,12 @@ void ban(Lock& lock, Client& user, std::string_view rest) {
     const std::string warning = concat("You come from ", user.address, " yourself, and could not log in again.");
     if (is_about(target, user.address) && !confirmed(lock, user, "ban " + target, warning)) return;
     const std::string line = concat(target, "  # by ", user.name, " at ", utc_time(std::time(nullptr)));
-    if (!change_unlocked(lock, bans_file, target, line)) return error(lock, user, target, " is banned already.");
+    const bool added = change_unlocked(lock, bans_file, target, line);
     ++chat.bans_changed;
     const std::string done = concat("banned by ", user.name, ".");
-    log_event(concat(target, " was ", done));
-    info(lock, user, target, " is banned. /unban undoes it.");
+    if (added) log_event(concat(target, " was ", done));
+    if (added) info(lock, user, target, " is banned. /unban undoes it.");
+    if (!added) error(lock, user, target, " is banned already.");
     for (auto next = chat.by_name.begin(); next != chat.by_name.end();) {
         Client& client = *next++->second;  // which may be taken out
         const bool named = client.key == fold(target);

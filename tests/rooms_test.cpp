@@ -688,6 +688,8 @@ TEST(Idle, DisconnectsInPublicAndTheServersRoomsOnlyWhereTheServerWantsTheSeatsB
     for (Peer* peer : {&admin, &owner, &guest}) {
         EXPECT_FALSE(any_contains(peer->lines_until_echo(), "You have said nothing"));
     }
+    admin.send_line("/reset");  // so that others move them to where silence counts
+    for (Peer* peer : {&owner, &guest}) EXPECT_NO_THROW(peer->expect(end_warning));
 }
 
 // Whoever has been warned of being moved to public, and comes there earlier, is warned once more.

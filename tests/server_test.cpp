@@ -515,6 +515,18 @@ TEST(Kick, IsForOthersWhoAreHere) {
     }
 }
 
+TEST(Ban, OfSomebodyWhoIsOnTheListByHandAlreadyDisconnectsAsWell) {
+    TempDir dir;
+    const std::string file = dir.path() / "list";
+    Server server({.args = {"--bans", file}});
+    Peer admin = admin_of(server), bob(server.port(), "bob");
+    admin.expect("JOIN bob");
+    write_file(file, "bob\n");
+    expect_answer(admin, "/ban bob", "ERR bob is banned already.");
+    EXPECT_NO_THROW(bob.expect("BYE BAN You were banned by admin."));
+    expect_banned(server, "bob");
+}
+
 TEST(Ban, OfANameLastsOverARestartUntilItIsLifted) {  // promise 5
     TempDir dir;
     std::string file = dir.path() / "list";
