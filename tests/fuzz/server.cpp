@@ -163,6 +163,13 @@ const std::set<std::string_view> words = {"NICK",  "PASS", "NEWPASS", "REFUSE", 
                                           "PAST",  "SAY",  "ME",      "BLOCKED", "MSG", "JOIN",    "LEAVE", "OWNER",
                                           "ROOMS", "LIST", "ECHO",    "INFO",    "ERR", "BYE",     "TOPIC"};
 
+// Makes a call again that a signal has interrupted: libFuzzer has an alarm every half minute.
+auto uninterrupted(auto call) {
+    auto result = call();
+    while (result < 0 && errno == EINTR) result = call();
+    return result;
+}
+
 // One connection of a conversation, from an address of the conversation's own: limits count by the address.
 class Talker {
    public:
@@ -173,8 +180,8 @@ class Talker {
         bind(socket_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at);
         at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         at.sin_port = htons(static_cast<in_port_t>(std::stoi(port)));
-        require(connect(socket_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at) == 0,
-                "the server takes connections");
+        const auto call = [&] { return connect(socket_.get(), reinterpret_cast<sockaddr*>(&at), sizeof at); };
+        require(uninterrupted(call) == 0 || errno == EISCONN, "the server takes connections");
     }
 
     void send(std::string_view bytes) {
@@ -208,7 +215,8 @@ class Talker {
         std::array<char, 16384> bytes{};
         while (true) {
             pollfd readable{socket_.get(), POLLIN, 0};
-            require(poll(&readable, 1, 30'000) > 0, "a connection ends when its client has ended it");
+            const int ready = uninterrupted([&] { return poll(&readable, 1, 30'000); });
+            require(ready > 0, "a connection ends when its client has ended it");
             const ssize_t count = recv(socket_.get(), bytes.data(), bytes.size(), 0);
             if (count <= 0) break;
             take({bytes.data(), static_cast<std::size_t>(count)});
