@@ -1787,7 +1787,7 @@ class ScreenClient : public Client {
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at)
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
         } else if (start == "/join") {
-            for (const std::string& room : room_names_) add(room);
+            for (list_due_ = true; const std::string& room : room_names_) add(room);  // a new one, at the next Tab
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);

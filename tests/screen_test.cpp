@@ -57,7 +57,7 @@ struct ScriptedServer : OnScreen {
     // The next line from the client, which is answered as a server does: the one after it comes only then.
     void hear(const std::string& wanted) {
         std::string heard;
-        while ((heard = server.expect_next()).empty()) continue;  // a sign of life
+        while ((heard = server.expect_next()).empty() || heard == "/rooms") continue;  // which it sends by itself
         EXPECT_EQ(heard, wanted);
         const bool command = wanted.starts_with('/');
         if (command) tell("ERR No.");
@@ -502,6 +502,18 @@ TEST(ScreenLine, IsCompletedByTheServersRoomsAtTheFirstTab) {
     alice.wait("alice: hello");  // behind the answer to /rooms, which was sent before
     alice.type("/join gr\t\r");
     alice.wait("You are in green.");
+}
+
+TEST(ScreenLine, IsCompletedByNewRoomsAtTheNextTab) {
+    ScriptedServer client;
+    client.type("/join d\t");
+    EXPECT_NO_THROW(client.server.expect_next("/rooms"));
+    client.server.send_line("ROOMS 1 rooms");
+    client.server.send_line("LIST 2 den 1 bob 2026-01-01T00:00:00Z NO CODE");
+    client.server.send_line("SAY bob hello");
+    client.wait("bob: hello");
+    client.type("\t12345\r");
+    client.hear("/join den 12345");
 }
 
 TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
