@@ -124,9 +124,8 @@ class Connection {
     // Waits until something comes, and adds the lines that are whole now. False: the connection has ended.
     virtual bool receive_into(std::vector<std::string>& lines) {
         const bool open = read_into(inbox_, socket_.get());
-        while (const std::optional<Line> line = inbox_.next()) {
+        while (const std::optional<Line> line = inbox_.next())
             lines.push_back(line->too_long ? "ERR The server sent a line that is too long." : clean(line->text));
-        }
         return open;
     }
 
@@ -307,6 +306,7 @@ struct OwnLine {
     std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
     bool speaks = false;   // it comes back, if it is not refused
+    bool is_bound = true;  // to that room: it is said there, or does something to it
 };
 
 class Client {
@@ -340,6 +340,24 @@ class Client {
     virtual void show(const Message& message) = 0;
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
+
+    // What becomes of a line in the room that heading() returns.
+    OwnLine own_line(const std::string& text) const {
+        OwnLine line{text, heading(), ""};
+        std::string_view rest = trim(text);
+        const bool is_command = rest.starts_with('/') && !rest.starts_with("//");
+        const std::string command = fold(take_word(rest));
+        rest = trim(rest);
+        const std::string room(take_word(rest));
+        line.speaks = !is_command || command == "/me" || command == "/msg" || command == "/reply";
+        line.is_bound =
+            !is_command || command == "/me" || command == "/kick" || command == "/close" || command == "/topic";
+        if ((command == "/leave" || command == "/close") && line.room != "public") line.leads_to = "public";
+        if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
+        if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
+        if (line.room == "?") line.leads_to.clear();  // it will not be sent
+        return line;
+    }
 
     // The writer: queues a line for the room that heading() returns. False: not now.
     bool submit(const std::string& text) {
@@ -442,6 +460,7 @@ class Client {
     std::string name_;             // ours, as the server has it; empty before the login
     std::string room_ = "public";  // where we are
     std::string code_ = "-";       // of that room
+    std::string refused_;          // the room to which the line before would have led us; empty: it did, or led nowhere
 
    private:
     static constexpr std::size_t max_waiting = 10000;
@@ -480,7 +499,7 @@ class Client {
         const bool answered = word == "NICK" || (word == "PASS" && !password_to_send_.empty());
         if (!answered || !returning()) show(message);  // on the way back we answer by ourselves
         if (message.past) return;
-        if (sent_ && answers(message, waiting_.front())) confirm_line();
+        if (sent_ && answers(message, waiting_.front())) confirm_line(word == "ERR");
         if (word == "NICK") answer_name();
         if (word == "PASS") answer_password();
         if (word == "NEWPASS") set_question(Question::new_password);
@@ -492,21 +511,6 @@ class Client {
     }
 
     // ---- Our lines
-
-    OwnLine own_line(const std::string& text) const {
-        OwnLine line{text, heading(), ""};
-        std::string_view rest = trim(text);
-        const bool is_command = rest.starts_with('/') && !rest.starts_with("//");
-        const std::string command = fold(take_word(rest));
-        rest = trim(rest);
-        const std::string room(take_word(rest));
-        line.speaks = !is_command || command == "/me" || command == "/msg" || command == "/reply";
-        if (command == "/leave") line.leads_to = "public";
-        if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
-        if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
-        if (line.room == "?") line.leads_to.clear();  // it will not be sent
-        return line;
-    }
 
     // Returns whether what the server says answers a line of ours: that is said, or carried out, or refused.
     bool answers(const Message& message, const OwnLine& line) const {
@@ -521,8 +525,10 @@ class Client {
         return ours || listed || (!line.speaks && !unasked.contains(message.word));
     }
 
-    void confirm_line() {
-        if (waiting_.front().speaks) last_said_ = waiting_.front().text;
+    void confirm_line(bool refused) {
+        const OwnLine& line = waiting_.front();
+        if (line.speaks) last_said_ = line.text;
+        refused_ = refused && !line.room.empty() ? line.leads_to : "";
         waiting_.pop_front();
         sent_ = false;
     }
@@ -597,6 +603,7 @@ class Client {
         const bool has_code = code.size() == 5 && std::all_of(code.begin(), code.end(), is_digit);
         room_ = valid_name(name) ? name : "?";
         code_ = has_code ? code : "-";
+        refused_.clear();
         logged_in_ = true;
     }
 
@@ -700,6 +707,10 @@ class PlainClient : public Client {
         Entry entry = message.entry();
         if (message.word == "ROOM") entry.text = "-- " + message.part('1') + " -- " + message.part('t');
         std::cout << wrapped(time_shown(entry.time) + ' ' + entry.text, screen_width()) << '\n';
+        const bool refused = message.word == "ERR" && logged_in_ && heading() == "?";
+        if (!typed_ || !refused || !wait_for(STDIN_FILENO, POLLIN, stop_, 0)) return;
+        tcflush(STDIN_FILENO, TCIFLUSH);  // it may be a password, or for the room that is not there
+        show_notice("ERR What was typed ahead is not sent.");
     }
 
     void refresh() override {
@@ -742,7 +753,8 @@ class PlainClient : public Client {
 
     void say(const std::string& text, const std::string& room) {
         const std::string line = text.empty() ? held_ : text;
-        held_ = same_name(room, heading()) ? "" : line;
+        const bool is_elsewhere = !same_name(room, heading()) && !same_name(room, refused_);
+        held_ = is_elsewhere && own_line(line).is_bound ? line : "";
         if (!held_.empty()) {
             show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
         } else if (!submit(line)) {
@@ -941,7 +953,7 @@ enum class Key {
     click, focus_in, focus_out, unknown
 };
 
-// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter.
+// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter. 3 is for Alt, 5 for Ctrl.
 const std::map<std::string_view, Key> sequences = {
     {"\x01", Key::home},         {"\x02", Key::left},         {"\x03", Key::interrupt},    {"\x04", Key::erase_or_quit},
     {"\x05", Key::end},          {"\x06", Key::right},        {"\x07", Key::info},         {"\x08", Key::backspace},
@@ -954,9 +966,8 @@ const std::map<std::string_view, Key> sequences = {
     {"\33[F", Key::end},         {"\33[I", Key::focus_in},    {"\33[O", Key::focus_out},   {"\33[P", Key::info},
     {"\33[Q", Key::rooms},       {"\33[1~", Key::home},       {"\33[3~", Key::erase},      {"\33[4~", Key::end},
     {"\33[5~", Key::page_up},    {"\33[6~", Key::page_down},  {"\33[7~", Key::home},       {"\33[8~", Key::end},
-    {"\33[12~", Key::rooms},     {"\33d", Key::kill_word_after},
-    {"\33[1;3C", Key::word_right}, {"\33[1;3D", Key::word_left},  // Alt and an arrow
-    {"\33[1;5C", Key::word_right}, {"\33[1;5D", Key::word_left},  // Ctrl and an arrow
+    {"\33[12~", Key::rooms},     {"\33d", Key::kill_word_after}, {"\33[1;3C", Key::word_right},
+    {"\33[1;3D", Key::word_left}, {"\33[1;5C", Key::word_right},  {"\33[1;5D", Key::word_left},
 };
 // clang-format on
 
@@ -1490,7 +1501,7 @@ class ScreenClient : public Client {
         if (word == "OWNER") owner_ = name;
         if (word == "LIST") list_room(message);
         if (word == "ROOMS") listing_.clear(), left_to_list_ = parse_number(name, 0, LONG_MAX).value_or(0);
-        if (word == "WELCOME") list_due_ = true;
+        if (word == "WELCOME") list_due_ = true, status_.clear();
         if (word == "BYE" || word == "REFUSE" || word == "BAN") last_words_ = message.text, over_since_ = Clock::now();
     }
 
@@ -1725,8 +1736,8 @@ class ScreenClient : public Client {
         if (is_quit(command)) return quit();
         if (same_name(command, "/rooms")) {
             open(View::rooms);
-        } else if (!same_name(begun_in_, heading())) {
-            status_ = "You are in " + heading() + " now, no longer in " + begun_in_ + ": Enter says it here.";
+        } else if (!same_name(begun_in_, heading()) && own_line(text).is_bound) {
+            status_ = "Enter says it in " + heading() + ": you are no longer in " + begun_in_ + '.';
             begun_in_ = heading();
             return;
         } else if (!submit(text)) {
@@ -1752,10 +1763,11 @@ class ScreenClient : public Client {
             ask("Send " + std::to_string(lines.size()) + " lines? y or n ", false,
                 [this, lines, room = heading()](const std::string& no) {
                     if (!no.empty() && !same_name(no, "y")) return;
-                    const bool all =
-                        same_name(room, heading()) &&
-                        std::all_of(lines.begin(), lines.end(), [&](const std::string& line) { return submit(line); });
-                    if (!all) status_ = "Not all of that was sent: it was for " + room + ", or too much.";
+                    const auto is_sent = [&](const std::string& line) { return submit(line); };
+                    const bool here = same_name(room, heading());
+                    if (!here) status_ = "Nothing was sent: it was for " + room + '.';
+                    if (here && !std::all_of(lines.begin(), lines.end(), is_sent))
+                        status_ = "Not all of that was sent: too much waits.";
                 });
             prompt_->at_once = "yYnN";
         } else if (!lines.empty() && !editor.insert(lines[0])) {
@@ -1846,7 +1858,7 @@ class ScreenClient : public Client {
     }
 
     void shut_down() {
-        ask("To shut the server down, its exit code: ", true, [this](const std::string& code) {
+        ask("Exit code, to shut the server down: ", true, [this](const std::string& code) {
             if (!code.empty()) submit("/shutdown " + code);
         });
     }
@@ -1865,6 +1877,7 @@ class ScreenClient : public Client {
         columns_ = known ? std::min<int>(size.ws_col, max) : 80;
         const int height = rows - (rows >= 6 ? 3 : rows >= 3 ? 2 : 1);
         height_ = std::max(height, 1);
+        if (!over_.empty()) view_ = View::chat;  // which says why
         if (!is_away()) unread_ = 0;
         screen_ = view_ == View::rooms ? room_rows() : line_rows();
         screen_.resize(static_cast<std::size_t>(height));
@@ -1949,9 +1962,9 @@ class ScreenClient : public Client {
     std::string state() {
         if (!status_.empty()) return status_;
         if (open_question() != 0 && (prompt() == nullptr || prompt()->number != open_question()))
-            return "The server asks something: first Enter, or Esc";
+            return "First Enter, or Esc: the server asks something";
         if (line_.text().size() + Keys::max_text > max_line) return "The line is nearly as long as a line may be.";
-        if (lines_waiting() > (returning() ? 0 : 1)) return std::to_string(lines_waiting()) + " of your lines wait";
+        if (lines_waiting() > (returning() ? 0 : 1)) return "Your lines that wait: " + std::to_string(lines_waiting());
         std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         if (view_ != View::chat || scrollback_.follows()) return news;
         return news + (news.empty() ? "" : ", ") + "PgDn goes down";
@@ -2273,9 +2286,8 @@ Options read_options(int argc, char** argv) {
         {"bell", required_argument, [&] { options.bell = one_of("--bell", bells); }},
     };
     read_command_line(argc, argv, "chatroom", usage, known);
-    if (options.name && !valid_name(*options.name)) {
+    if (options.name && !valid_name(*options.name))
         throw UsageError("a name is 3 to 12 letters and digits, a letter first");
-    }
     const std::vector<std::string> rest(argv + optind, argv + argc);
     if (rest.size() > 2) throw UsageError("unexpected argument '" + rest[2] + "'");
     if (options.via && trim(*options.via).empty()) throw UsageError("--via takes a command");

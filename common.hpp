@@ -129,8 +129,7 @@ class Wakeup {
 
     void clear() const {
         std::array<char, 64> bytes{};
-        while (read(fd(), bytes.data(), bytes.size()) > 0) {
-        }
+        while (read(fd(), bytes.data(), bytes.size()) > 0) continue;
     }
 
    private:
@@ -516,9 +515,8 @@ inline void read_command_line(int argc, char** argv, const std::string& title, c
     known.push_back({"version", no_argument, [&] { answer(title + ' ' + std::string(version) + '\n'); }});
     constexpr int first = 256;                    // each has a number of its own, which is no character
     std::vector<option> names(known.size() + 1);  // the last one is all zero
-    for (std::size_t i = 0; i < known.size(); ++i) {
+    for (std::size_t i = 0; i < known.size(); ++i)
         names[i] = {known[i].name, known[i].argument, nullptr, first + static_cast<int>(i)};
-    }
     for (int found = 0; (found = getopt_long(argc, argv, "", names.data(), nullptr)) != -1;) {
         if (found < first) throw UsageError("");  // getopt_long() has told what is wrong
         known[static_cast<std::size_t>(found - first)].set();

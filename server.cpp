@@ -505,9 +505,8 @@ void enter(const Lock& lock, Client& client, Room& room) {
     client.warned = false;
     sender.queue(lock, {Mail::enter, room.number, &client});
     post_room(lock, client, room);
-    for (const auto& [key, line] : room.history) {
+    for (const auto& [key, line] : room.history)
         if (!ignores(lock, client, key)) post(lock, client, line);
-    }
 }
 
 void end_room(const Lock& /*held*/, const Room& room) {
@@ -648,8 +647,7 @@ void end_connection(Client& client) {
     limit_receive(client, close_limit);
     const auto deadline = Clock::now() + close_limit;
     std::array<char, 2048> ignored{};
-    while (recv(client.socket.get(), ignored.data(), ignored.size(), 0) > 0 && Clock::now() < deadline) {
-    }
+    while (recv(client.socket.get(), ignored.data(), ignored.size(), 0) > 0 && Clock::now() < deadline) continue;
 }
 
 // Every thread is joined (promise 4): one that ends joins the one that ended before it, and end_clients() the last one.
@@ -952,13 +950,11 @@ void limit_receive(const Client& client, Clock::duration time) {
 // Puts the client on the list, or says why there is no place for it.
 std::string enlist(Client& client) {
     const Lock lock(chat.mutex);
-    if (std::cmp_greater_equal(chat.connected.size(), options.max_clients)) {
+    if (std::cmp_greater_equal(chat.connected.size(), options.max_clients))
         return concat("The server is full: it takes ", options.max_clients, " at once.");
-    }
     long& here = chat.connections[network_of(client.address)];
-    if (options.max_per_ip > 0 && here >= options.max_per_ip) {
+    if (options.max_per_ip > 0 && here >= options.max_per_ip)
         return concat("There are ", here, " connections from your address already; no more are taken.");
-    }
     ++here;
     chat.connected.insert(&client);
     static long last_id = 0;
@@ -1032,9 +1028,8 @@ struct LineFile {
             count = file ? read(file.get(), bytes.data(), bytes.size()) : -1;
             if (count < 0 && errno != EINTR) throw_errno("read " + path);
             text.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-            for (std::size_t end = 0; (end = text.find('\n')) != std::string::npos; text.erase(0, end + 1)) {
+            for (std::size_t end = 0; (end = text.find('\n')) != std::string::npos; text.erase(0, end + 1))
                 see(std::string_view(text).substr(0, end), ++number);
-            }
             if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
         }
         if (!text.empty()) see(text, ++number);
@@ -1212,9 +1207,8 @@ std::mutex hashing;  // one thread at a time: crypt() has one buffer, and howeve
 std::string hash_password(const Lock& /*held*/, const std::string& password, const std::string& setting) {
     if (wait_for_stop(0ms)) throw std::runtime_error("the server shuts down");
     const char* hash = crypt(password.c_str(), setting.c_str());
-    if (hash == nullptr || std::string_view(hash).substr(0, 3) != setting.substr(0, 3)) {
+    if (hash == nullptr || std::string_view(hash).substr(0, 3) != setting.substr(0, 3))
         throw std::runtime_error("crypt: this system cannot hash with " + setting.substr(0, 3));
-    }
     return hash;
 }
 
@@ -1429,7 +1423,7 @@ void post_person(const Lock& lock, Client& to, const Client& person) {
     const auto silence = std::chrono::floor<std::chrono::seconds>(Clock::now() - person.last_heard.load()).count();
     const char* mark = to.admin && chat.blocked.contains(person.key) ? "* (blocked)" : "";
     info(lock, to, person.name, mark, " is in ", person.room->name, to.admin ? concat(", from ", person.address) : "",
-         local_time(person.since, ", connected since %Y-%m-%d %H:%M:%S %Z, silent for "), silence, " seconds.");
+         local_time(person.since, ", connected since %Y-%m-%d %H:%M:%S %Z, silent for "), silence, " s.");
 }
 
 void who(Lock& lock, Client& user, std::string_view whom) {
@@ -1451,8 +1445,6 @@ void quote(Lock& lock, Client& user, std::string_view /*rest*/) {
         "\"We believe in rough consensus and running code.\" - David Clark",
         "\"Simplicity is prerequisite for reliability.\" - Edsger W. Dijkstra",
         "\"Premature optimization is the root of all evil.\" - Donald E. Knuth",
-        "\"Controlling complexity is the essence of computer programming.\" - Brian Kernighan",
-        "\"When in doubt, use brute force.\" - Ken Thompson",
         "\"The best way to predict the future is to invent it.\" - Alan Kay",
     };
     info(lock, user, quotes[std::random_device()() % std::size(quotes)]);
@@ -1859,8 +1851,7 @@ void run_command(Lock& lock, Client& user, std::string_view line) {
 
 // What the operator's terminal shows of a line, which a client would get as it is.
 void show_operator(std::string_view line) {
-    const std::string_view word = take_word(line);
-    if (word != "MSG") return log_event(line);
+    if (take_word(line) != "MSG") return log_event(line);
     const std::string_view from = take_word(line), to = take_word(line);
     log_line("-", concat(from, " -> ", to, ": ", line));
 }
@@ -1908,8 +1899,8 @@ std::string answer_to(std::string_view datagram, int port) {
     if (nonce.empty() || nonce.size() > 32 || !std::all_of(nonce.begin(), nonce.end(), good)) return "";
     const Lock lock(chat.mutex);
     const std::size_t people = chat.by_name.size() - 1;  // the operator is not counted
-    const char* login = keeps_accounts() ? "password" : "open";
-    return concat(answer_word, " ", nonce, " ", port, " ", people, " ", login, " ", options.title);
+    const char* login = keeps_accounts() ? " password " : " open ";
+    return concat(answer_word, " ", nonce, " ", port, " ", people, login, options.title);
 }
 
 // The discovery thread: answers at most ten questions a second, from the address that the server is bound to.
@@ -1918,9 +1909,8 @@ void run_discovery(int port) {
     name_thread("discovery");
     try {
         in_addr bound{INADDR_ANY};
-        if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1) {
+        if (!options.bind_address.empty() && inet_pton(AF_INET, options.bind_address.c_str(), &bound) != 1)
             throw std::runtime_error("it works with IPv4, and this server is bound to " + options.bind_address);
-        }
         const Fd questions = open_datagram_socket(INADDR_ANY, discovery_port);
         const Fd answers = open_datagram_socket(bound.s_addr, 0);
         Clock::time_point next{};

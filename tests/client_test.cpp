@@ -478,12 +478,71 @@ TEST(ClientTyped, DraftForAnotherRoomWaitsForASecondEnter) {
         carol.expect("LEAVE alice");
         carol.expect("JOIN alice");
         alice.type("\r");
-        alice.wait("You are in public now");
+        alice.wait(form.empty() ? "Enter says it in public" : "You are in public now");
         carol.send_line("it is quiet here");
         alice.wait("it is quiet here");
         alice.type("\r");
         carol.expect_next("SAY carol it is quiet here");
         carol.expect_next("SAY alice for den alone");
+    }
+}
+
+TEST(ClientTyped, CommandThatMeansNoRoomIsSentFromAnyRoom) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form, "den 12345");
+        alice.type("/pass");
+        alice.wait("/pass");
+        alice.tell("ROOM public - - You are in public.");
+        alice.type("word\r");
+        alice.hear("/password");
+        alice.tell("PASS The password?");
+        alice.type("secret\r");
+        alice.server.expect_next(re("^secret$"));
+        EXPECT_FALSE(alice.terminal.shows("secret"));
+    }
+}
+
+TEST(ClientTyped, LineIsForWhereOneStaysIfTheWayToAnotherRoomIsRefused) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form);
+        for (const std::string line : {"hello", "/me waves"}) {
+            alice.type("/join den\r");
+            alice.server.expect_next("/join den");
+            alice.tell("ERR That is not the room's code.");
+            alice.say(line);
+        }
+        alice.type("/join den\r");
+        alice.server.expect_next("/join den");
+        alice.tell("ROOM den - - You are in den.");
+        alice.type("for den alone");
+        alice.tell("ROOM public - - You are in public.");
+        alice.type("\r");
+        alice.wait(form.empty() ? "Enter says it in public" : "You are in public now");
+    }
+}
+
+TEST(ClientTyped, LineBehindOnesOwnCloseIsForPublic) {
+    for (const Lines& form : both_forms) {
+        Typist alice(form, "den 12345");
+        alice.type("/close\r");
+        alice.server.expect_next("/close");
+        alice.tell("INFO The room was closed by alice.\nROOM public - - You are in public.");
+        alice.say("hello");
+    }
+}
+
+TEST(ClientTyped, AheadOfWhatIsRefusedGoesNowhere) {
+    for (const Lines& form : both_forms) {
+        for (const std::string command : {"/password", "/join 3"}) {
+            Typist alice(form);
+            alice.type(command + "\r");
+            alice.server.expect_next(command);
+            alice.type("secret\rfor that room\r");
+            alice.wait(form.empty() ? "Your lines that wait: 3" : "for that room");
+            alice.tell("ERR That cannot be done.");
+            alice.wait("not sent");
+            alice.say("hello");
+        }
     }
 }
 
@@ -495,7 +554,7 @@ TEST(ClientTyped, LinesWaitForTheWayBackIntoTheirRoom) {
         alice.server.expect_next(re("^one$"));  // it may have been heard, or not: nobody knows
         alice.lose();
         alice.type("two\rthree\r");
-        alice.wait(form.empty() ? "of your lines wait" : "That line waits");
+        alice.wait(form.empty() ? "Your lines that wait" : "That line waits");
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.server.send_line("ROOM den 12345 - You are in den again.");
@@ -510,7 +569,7 @@ TEST(ClientTyped, LinesForARoomThatIsGoneAreToldAndSaidNowhere) {
         alice.say("zero");
         alice.lose();
         alice.type("one\rtwo\r");
-        alice.wait(form.empty() ? "2 of your lines wait" : "That line waits");
+        alice.wait(form.empty() ? "Your lines that wait: 2" : "That line waits");
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.tell("SAY bob and nothing is sent before that is answered");
@@ -533,7 +592,7 @@ TEST(ClientTyped, CommandsOfTheRoomListWaitToo) {
     alice.wait("seen");
     alice.lose();
     alice.type("cden\r12345\r");
-    alice.wait("1 of your lines wait");
+    alice.wait("Your lines that wait: 1");
     alice.welcome_back();
     alice.server.expect_next(re("^/create den 12345$"));
 }
@@ -570,10 +629,10 @@ TEST(ClientTyped, LinesAreWithdrawnAndTheWayBackIsNot) {
         Typist alice({}, "den 12345");
         alice.lose();
         alice.type(lines);
-        alice.wait("of your lines wait");
+        alice.wait("Your lines that wait");
         alice.type("\33");
         alice.wait("What waited is not sent.");
-        EXPECT_FALSE(alice.terminal.shows("of your lines wait"));
+        EXPECT_FALSE(alice.terminal.shows("Your lines that wait"));
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.server.send_line("ROOM den 12345 - You are in den again.");
@@ -588,7 +647,7 @@ TEST(ClientTyped, LineNeverBecomesAnAnswerWhereOneIsMoved) {
         alice.server.expect_next(re("^/password$"));
         alice.tell("INFO You were kicked.\nROOM public - - You are in public.");
         alice.type("hello\r");
-        alice.wait(form.empty() ? "2 of your lines wait" : "hello");
+        alice.wait(form.empty() ? "Your lines that wait: 2" : "hello");
         alice.tell("PASS The password?");
         alice.type("secret\r");
         alice.server.expect_next(re("^secret$"));
@@ -675,11 +734,11 @@ TEST(ClientTyped, SecretThatWasCancelledIsGone) {
     alice.server.send_line("ROOMS 0 rooms\nERR seen");
     alice.wait("seen");
     alice.type("x");
-    alice.wait("its exit code: ");
+    alice.wait("Exit code, to shut the server down: ");
     alice.type("54321");
     alice.wait("*****");
     alice.type("\33");
-    alice.wait_gone("its exit code: ");
+    alice.wait_gone("Exit code, to shut the server down: ");
     alice.type("\33");
     alice.wait_gone("c Create");
     alice.type("\33[200~one\rtwo\33[201~");

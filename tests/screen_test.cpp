@@ -178,7 +178,7 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     client.wait("The new room's name: half a room");
     client.server.expect("/rooms");
     client.server.send_raw("ROOMS 0 rooms\nROOM public - - You are in public.\nPASS The password?\n");
-    client.wait("The server asks something");  // the line that was begun keeps the keyboard
+    client.wait("the server asks something");  // the line that was begun keeps the keyboard
     client.type(key("esc"));
     client.wait("Password: ");
     client.type("secret");
@@ -208,10 +208,10 @@ TEST(ScreenForm, GivesTheKeyboardToAQuestionAtOneEscape) {
     client.wait("Exit code");
     client.server.send_line("PASS The password?");
     client.wait("Password: ");
-    EXPECT_FALSE(client.terminal.shows("The server asks something")) << "it has the keyboard";
+    EXPECT_FALSE(client.terminal.shows("the server asks something")) << "it has the keyboard";
     client.tell("ROOM public - - You are in public.");
     client.wait("alice> draft");
-    EXPECT_TRUE(client.terminal.shows("The server asks something"));
+    EXPECT_TRUE(client.terminal.shows("the server asks something"));
     client.type(key("esc"));
     client.wait("Password: ");
 }
@@ -532,6 +532,17 @@ TEST(ScreenLine, AsksBeforeSeveralPastedLinesAreSent) {
     for (const char* line : {"a", "b", "/c"}) client.hear(line);
 }
 
+TEST(ScreenLine, SendsNoPasteInAnotherRoomThanItWasFor) {
+    ScriptedServer client;
+    client.type("\33[200~a\rb\33[201~");
+    client.wait("Send 2 lines?");
+    client.tell("ROOM den - - You are in den.");
+    client.type("y");
+    client.wait("Nothing was sent: it was for public.");
+    client.type("hello\r");
+    client.hear("hello");
+}
+
 TEST(ScreenLine, SendsAPasteAtOneKeyAndStopsItAtAnother) {
     ScriptedServer client;
     client.type("\33[200~a\rb\33[201~");
@@ -542,9 +553,9 @@ TEST(ScreenLine, SendsAPasteAtOneKeyAndStopsItAtAnother) {
     client.wait("Send 3 lines?");
     client.type("y");
     client.server.expect_next(re("^a$"));
-    client.wait("3 of your lines wait");
+    client.wait("Your lines that wait: 3");
     client.type(key("esc"));
-    client.wait_gone("3 of your lines wait");
+    client.wait_gone("Your lines that wait: 3");
     client.server.send_line("SAY alice a");
     client.wait("alice: a");
     client.type("d\r");
@@ -778,7 +789,7 @@ TEST(ScreenRooms, LetTheExitCodeEndTheServer) {
     alice.type(key("f2"));
     alice.wait("x Exit code");
     alice.click("x Exit code");
-    alice.wait("its exit code: ");
+    alice.wait("Exit code, to shut the server down: ");
     alice.type(code + "\r");
     EXPECT_EQ(server.wait_exit(), 0);
     alice.wait(" Esc Leave  The server shuts down.");
@@ -982,7 +993,7 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     client.server.reset();
     client.wait("trying again in 1 s");
     client.type("line\r");
-    client.wait("1 of your lines wait");
+    client.wait("Your lines that wait: 1");
     {
         Peer again = client.listener->accept();  // the name is still taken: it does not ask the person
         again.send_line("NICK Your name?");
@@ -1039,6 +1050,25 @@ TEST(ScreenEnd, StaysUntilOneLeavesOrJoinsAgain) {
     EXPECT_EQ(count_in(client.terminal.text(), "Your name?"), 0);
     client.type("\r");
     again.expect_next(re("^a draft$"));
+}
+
+TEST(ScreenEnd, ShowsTheChatWhateverWasOpen) {
+    ScriptedServer client;
+    client.type(key("f2"));
+    client.wait("c Create");
+    client.server.reset();
+    client.wait("trying again");
+    Peer again = client.listener->accept();
+    again.send_line("NICK Your name?");
+    again.expect_next("alice");
+    again.send_line("WELCOME alice Welcome.\nROOM public - - You are in public.\nINFO back");
+    client.wait("-- back");
+    EXPECT_FALSE(contains(client.terminal.line(client.terminal.rows() - 2), "trying again"));
+    client.type(key("f2"));
+    client.wait("c Create");
+    again.send_line("BYE KICK You were kicked by bob.");
+    client.wait("You were kicked by bob.");
+    EXPECT_FALSE(client.terminal.shows("c Create"));
 }
 
 TEST(ScreenEnd, AsksForAnotherNameWhenSomebodyHasTaken) {
