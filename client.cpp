@@ -1762,17 +1762,18 @@ class ScreenClient : public Client {
         if (lines.size() > 1 && &editor == &line_) {
             ask("Send " + std::to_string(lines.size()) + " lines? y or n ", false,
                 [this, lines, room = heading()](const std::string& no) {
-                    if (!no.empty() && !same_name(no, "y")) return;
-                    const auto is_sent = [&](const std::string& line) { return submit(line); };
-                    const bool here = same_name(room, heading());
-                    if (!here) status_ = "Nothing was sent: it was for " + room + '.';
-                    if (here && !std::all_of(lines.begin(), lines.end(), is_sent))
-                        status_ = "Not all of that was sent: too much waits.";
+                    if (no.empty() || same_name(no, "y")) submit_all(lines, room);
                 });
             prompt_->at_once = "yYnN";
         } else if (!lines.empty() && !editor.insert(lines[0])) {
             status_ = "That does not fit in a line.";
         }
+    }
+
+    void submit_all(const std::vector<std::string>& lines, const std::string& room) {
+        const bool here = same_name(room, heading());
+        const bool all = here && std::all_of(lines.begin(), lines.end(), [this](auto& line) { return submit(line); });
+        if (!all) status_ = here ? "Not all was sent: too much waits." : "Nothing was sent: it was for " + room + '.';
     }
 
     // Tab: replaces the word before the cursor by the next of what it may become.

@@ -1153,9 +1153,8 @@ std::string random_text(std::string_view alphabet, std::size_t length) {
 // Compares in a time that tells nothing of how much is right. secret is not empty.
 bool same_secret(std::string_view given, std::string_view secret) {
     unsigned difference = given.size() == secret.size() ? 0 : 1;
-    for (std::size_t i = 0; i < given.size(); ++i) {
+    for (std::size_t i = 0; i < given.size(); ++i)
         difference |= static_cast<unsigned char>(given[i] ^ secret[i % secret.size()]);
-    }
     return difference == 0;
 }
 
