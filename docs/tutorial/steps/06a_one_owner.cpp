@@ -1,0 +1,403 @@
+// One owner: the thread that reads a socket is the only one that closes it; others only shut it down. It waits until
+// the sender has sent the last lines, and every thread is joined.
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+using Lock = std::unique_lock<std::mutex>;
+
+// Throws errno as "CALL: text".
+[[noreturn]] void throw_errno(const std::string& call) {
+    throw std::runtime_error(call + ": " + std::generic_category().message(errno));
+}
+
+// Owns a file descriptor; the only place that closes one.
+class Fd {
+   public:
+    explicit Fd(int fd = -1) : fd_(fd) {}
+    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept {
+        std::swap(fd_, other.fd_);
+        return *this;
+    }
+    Fd(const Fd&) = delete;
+    Fd& operator=(const Fd&) = delete;
+    ~Fd() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+
+    [[nodiscard]] int get() const { return fd_; }
+    explicit operator bool() const { return fd_ >= 0; }
+
+   private:
+    int fd_;
+};
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+// Returns the addresses of a host, in the order in which to try them. Throws if there are none.
+AddressList resolve(const std::string& host, const std::string& port) {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
+    if (error != 0) throw std::runtime_error("getaddrinfo " + host + ": " + gai_strerror(error));
+    return {found, freeaddrinfo};
+}
+
+constexpr std::size_t max_line = 4096;              // bytes of a line, without its end
+constexpr std::size_t max_backlog = 1024UL * 1024;  // bytes that may wait for a client; with more it is dropped
+constexpr std::size_t pause_backlog = 64UL * 1024;  // the same: from here on its lines are not read
+constexpr std::size_t max_said = 256UL * 1024;      // bytes that may wait for the sender
+constexpr int burst = 30;                           // lines that a client may send before the rate counts
+constexpr auto retry = 10ms;                        // after which a full socket is tried again
+
+struct Options {
+    long rate = 10;  // lines a second from one client, after the burst; 0 is no limit
+};
+
+Options options;
+
+// Cuts what comes into lines.
+class LineBuffer {
+   public:
+    void add(std::string_view bytes) { bytes_ += bytes; }
+
+    // Returns the next line without its end, or nothing until more bytes are added.
+    std::optional<std::string> next() {
+        const std::size_t end = bytes_.find('\n');
+        if (end == std::string::npos) return std::nullopt;
+        std::string line = bytes_.substr(0, end);
+        bytes_.erase(0, end + 1);
+        if (line.ends_with('\r')) line.pop_back();  // telnet ends its lines with "\r\n"
+        return line;
+    }
+
+    // Whether the line that is coming in has grown too long: it must not eat up the memory.
+    [[nodiscard]] bool too_long() const { return bytes_.size() > max_line && bytes_.find('\n') == std::string::npos; }
+
+   private:
+    std::string bytes_;  // received, and not yet taken as lines
+};
+
+struct Client {
+    explicit Client(Fd fd) : socket(std::move(fd)) {}
+
+    Fd socket;
+
+    // Only its own thread.
+    LineBuffer inbox;
+    std::string name;
+    Clock::time_point next_allowed = Clock::now();  // when the lines that came so far are paid for: see throttle()
+    bool closing = false;                           // it has left the chat, and its thread is about to close the socket
+
+    // Only the sender's thread.
+    std::string unsent;      // lines for its socket
+    bool dropped = false;    // it gets no more
+    bool releasing = false;  // once `unsent` is empty, its own thread may close the socket
+
+    std::atomic<std::size_t> backlog = 0;  // bytes of `unsent`: set by the sender, read by its own thread
+
+    // Guarded by chat.mutex.
+    bool released = false;            // the sender is done with it
+    std::condition_variable changed;  // its own thread waits here for all of these
+    std::thread thread;
+};
+
+struct Chat {
+    std::mutex mutex;
+    std::thread last_ended;  // the client's thread that ended last: see end_thread()
+};
+
+Chat chat;
+
+// A piece of work for the sender.
+struct Mail {
+    enum Action { say, tell, enter, leave, release };
+    Action action;
+    Client* client;  // all but say
+    std::string text = {};
+};
+
+class Sender {
+   public:
+    // Queues a piece of mail. Any thread. Never blocks.
+    void queue(const Lock& /*held*/, Mail mail) {
+        mail_bytes_ += mail.text.size();
+        mail_.push_back(std::move(mail));
+        work_.notify_one();
+    }
+
+    // Waits while much mail waits for the sender: a flood slows those who flood. Any client's thread.
+    void wait_for_space(Lock& lock) {
+        space_.wait(lock, [&] { return mail_bytes_ <= max_said; });
+    }
+
+    // The sender's thread.
+    void run() {
+        while (true) {
+            collect();
+            for (const Mail& mail : collected_) deliver(mail);
+            for (Client* client : in_hand_) send_to(*client);
+            std::erase_if(in_hand_, [&](Client* client) { return is_done(*client); });
+        }
+    }
+
+   private:
+    // Takes the mail. Waits until there is some, or until it is time to try full sockets again.
+    void collect() {
+        Lock lock(chat.mutex);
+        for (Client* client : left_) {
+            client->released = true;
+            client->changed.notify_all();
+        }
+        left_.clear();
+        collected_.clear();
+        const auto has_mail = [&] { return !mail_.empty(); };
+        if (!in_hand_.empty()) {
+            work_.wait_for(lock, retry, has_mail);
+        } else {
+            work_.wait(lock, has_mail);
+        }
+        collected_.swap(mail_);
+        mail_bytes_ = 0;
+        space_.notify_all();
+    }
+
+    void deliver(const Mail& mail) {
+        Client* client = mail.client;
+        switch (mail.action) {
+            case Mail::say:
+                for (Client* member : members_) add(*member, mail.text);
+                break;
+            case Mail::tell: add(*client, mail.text); break;
+            case Mail::enter: members_.push_back(client); break;
+            case Mail::leave: std::erase(members_, client); break;
+            case Mail::release:
+                client->releasing = true;
+                take_in_hand(*client);
+                break;
+        }
+    }
+
+    void add(Client& client, std::string_view text) {
+        if (client.dropped) return;
+        client.unsent += text;
+        take_in_hand(client);
+    }
+
+    void take_in_hand(Client& client) {
+        if (std::count(in_hand_.begin(), in_hand_.end(), &client) == 0) in_hand_.push_back(&client);
+    }
+
+    // One call, which takes what the socket has space for.
+    static void send_to(Client& client) {
+        if (client.unsent.empty()) return;
+        const ssize_t count = send(client.socket.get(), client.unsent.data(), client.unsent.size(), MSG_DONTWAIT);
+        const bool broken = count < 0 && errno != EAGAIN && errno != EINTR;
+        if (count > 0) client.unsent.erase(0, static_cast<std::size_t>(count));
+        if (broken || client.unsent.size() > max_backlog) drop(client);
+        client.backlog = client.unsent.size();
+    }
+
+    static void drop(Client& client) {
+        client.dropped = true;
+        client.unsent.clear();
+        shutdown(client.socket.get(), SHUT_RDWR);  // its own thread returns from recv(), and closes the socket itself
+    }
+
+    // Whether nothing is left to be sent to a client; then it is no longer in hand.
+    bool is_done(Client& client) {
+        if (!client.unsent.empty()) return false;
+        if (client.releasing) left_.push_back(&client);
+        return true;
+    }
+
+    // Guarded by chat.mutex.
+    std::vector<Mail> mail_;
+    std::size_t mail_bytes_ = 0;
+    std::condition_variable work_, space_;
+
+    // Only the sender's thread.
+    std::vector<Mail> collected_;   // mail of this round
+    std::vector<Client*> members_;  // everyone who is in
+    std::vector<Client*> in_hand_;  // those for whom something is unsent
+    std::vector<Client*> left_;     // to be released
+};
+
+Sender sender;
+
+// Sends a client a line, which is given without its end.
+void post(const Lock& lock, Client& to, std::string_view line) {
+    if (!to.closing) sender.queue(lock, {Mail::tell, &to, std::string(line) + "\n"});
+}
+
+// Says something in a client's name, to all: the speaker too.
+void say(const Lock& lock, const Client& from, std::string_view text) {
+    sender.queue(lock, {Mail::say, nullptr, from.name + ": " + std::string(text) + "\n"});
+}
+
+// Takes a client out of all that others can see. No line of it counts from here on.
+void remove(const Lock& lock, Client& client) {
+    if (std::exchange(client.closing, true)) return;
+    sender.queue(lock, {Mail::leave, &client});
+}
+
+// Ends a client's time here by its own thread.
+void quit(const Lock& lock, Client& client, std::string_view last_line) {
+    post(lock, client, last_line);
+    remove(lock, client);
+}
+
+// Waits in recv() for more of what the client sends. False: nothing more will come.
+bool receive(Client& client) {
+    std::array<char, 2048> bytes{};
+    const ssize_t count = recv(client.socket.get(), bytes.data(), bytes.size(), 0);
+    if (count > 0) client.inbox.add({bytes.data(), static_cast<std::size_t>(count)});
+    return count > 0 || (count < 0 && errno == EINTR);
+}
+
+// Waits until the client may be heard: while it is ahead of its rate, and while it does not read what is sent to it.
+void throttle(Client& client) {
+    if (options.rate > 0) {
+        const auto interval = Clock::duration(1s) / options.rate;
+        client.next_allowed = std::max(client.next_allowed, Clock::now()) + interval;
+        std::this_thread::sleep_until(client.next_allowed - burst * interval);
+    }
+    while (client.backlog > pause_backlog) std::this_thread::sleep_for(retry);
+}
+
+// Returns the client's next line, or nothing at the end. Blocks until there is one.
+std::optional<std::string> read_line(Client& client) {
+    while (!client.closing && !client.inbox.too_long()) {
+        if (std::optional<std::string> line = client.inbox.next()) {
+            throttle(client);
+            return line;
+        }
+        if (!receive(client)) break;
+    }
+    quit(Lock(chat.mutex), client, "Goodbye.");
+    return std::nullopt;
+}
+
+// Does what a line asks for.
+void handle_line(Client& user, std::string_view line) {
+    Lock lock(chat.mutex);
+    sender.wait_for_space(lock);
+    if (line == "/quit") return quit(lock, user, "Goodbye.");
+    say(lock, user, line);
+}
+
+// Asks for the name: the first line that comes. False: the client is gone.
+bool log_in(Client& client) {
+    post(Lock(chat.mutex), client, "Your name?");
+    const std::optional<std::string> name = read_line(client);
+    client.name = name.value_or("");
+    return name.has_value();
+}
+
+// Waits until the sender has sent the last lines.
+void end_connection(Client& client) {
+    Lock lock(chat.mutex);
+    sender.queue(lock, {Mail::release, &client});
+    client.changed.wait(lock, [&] { return client.released; });
+}
+
+// Every thread is joined: one that ends joins the one that ended before it.
+void end_thread(Client& client) {
+    Lock lock(chat.mutex);
+    client.changed.wait(lock, [&] { return client.thread.joinable(); });  // it may not have been stored yet
+    std::thread before = std::exchange(chat.last_ended, std::move(client.thread));
+    lock.unlock();
+    if (before.joinable()) before.join();
+}
+
+// The thread of one client, which it owns.
+void serve(Client* owned) {
+    const std::unique_ptr<Client> client(owned);
+    if (log_in(*client)) {
+        sender.queue(Lock(chat.mutex), {Mail::enter, client.get()});
+        post(Lock(chat.mutex), *client, "Welcome, " + client->name + ".");
+        while (const std::optional<std::string> line = read_line(*client)) handle_line(*client, *line);
+    }
+    end_connection(*client);
+    end_thread(*client);
+}
+
+// Returns a socket that listens there. Throws if it cannot.
+Fd open_listener(const addrinfo& at) {
+    Fd socket(::socket(at.ai_family, at.ai_socktype, at.ai_protocol));
+    if (!socket) throw_errno("socket");
+    const int on = 1;
+    setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);  // or a restart has to wait for a minute
+    if (bind(socket.get(), at.ai_addr, at.ai_addrlen) != 0) throw_errno("bind");
+    if (listen(socket.get(), SOMAXCONN) != 0) throw_errno("listen");
+    return socket;
+}
+
+// Returns the port that a socket is bound to.
+int port_of(const Fd& socket) {
+    sockaddr_in address{};
+    socklen_t length = sizeof address;
+    if (getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) throw_errno("getsockname");
+    return ntohs(address.sin_port);
+}
+
+void start_thread(std::unique_ptr<Client> client) {
+    std::thread thread(serve, client.get());
+    Client* served = client.release();  // it is the thread's now, which waits in end_thread() for what follows
+    const Lock lock(chat.mutex);
+    served->thread = std::move(thread);
+    served->changed.notify_all();
+}
+
+// Accepts clients and starts a thread for each, forever.
+void run(const std::string& port) {
+    const AddressList addresses = resolve("127.0.0.1", port);
+    const Fd listener = open_listener(*addresses);
+    std::cout << "listening on port " << port_of(listener) << std::endl;
+    std::thread(&Sender::run, &sender).detach();
+    while (true) {
+        Fd socket(accept(listener.get(), nullptr, nullptr));
+        if (socket) start_thread(std::make_unique<Client>(std::move(socket)));
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);  // send() to a client that is gone then fails with EPIPE, and does not end us
+    if (argc > 2) options.rate = std::atol(argv[2]);
+    try {
+        run(argc > 1 ? argv[1] : "12345");
+    } catch (const std::exception& error) {
+        std::cerr << argv[0] << ": " << error.what() << '\n';
+        return 1;
+    }
+}
