@@ -182,15 +182,32 @@ void answers_thirty(const Case& c) {
 
 // The peer says much, reads nothing and is gone, all while the server does not run: so the server finds bytes to read,
 // and a broken connection to answer on.
+void reset_one(Step& step, const std::string& name) {
+    Peer peer = step.join(name);
+    step.signal(SIGSTOP);
+    peer.send_raw(std::string(10000, 'x') + "\nhello\nhello\n");
+    peer.reset();
+    step.signal(SIGCONT);
+}
+
 void survives_reset(const Case& c) {
     Step step(c.step);
-    Peer mallory = step.join("mallory");
-    step.signal(SIGSTOP);
-    mallory.send_raw(std::string(10000, 'x') + "\nhello\nhello\n");
-    mallory.reset();
-    step.signal(SIGCONT);
+    reset_one(step, "mallory");
     Peer alice = step.join("alice", {}, c.patience());
     talk(step, c, alice, "alice", "hello", alice);
+}
+
+void closes_after_reset(const Case& c) {
+    Step step(c.step);
+    const long before = descriptor_count(step.pid());
+    for (int i = 1; i <= 5; ++i) reset_one(step, "mallory" + std::to_string(i));
+    {
+        Peer alice = step.join("alice");
+        talk(step, c, alice, "alice", "hello", alice);  // so it has seen the others
+    }
+    const auto more = [&] { return descriptor_count(step.pid()) - before; };
+    EXPECT_TRUE(c.expected || eventually([&] { return more() == 5; }));
+    expect_that(eventually([&] { return more() < 2; }, c.patience()), "they are still open");  // 12a opens one more
 }
 
 void talks_to_two(const Case& c) {
@@ -248,6 +265,39 @@ void ignores_the_deaf(const Case& c) {
     const Peer carol = step.join("carol", {.receive_buffer = 4096, .deaf = true});
     Peer alice = step.join("alice"), bob = step.join("bob");
     talk_much(c, alice, bob);
+}
+
+// Returns how many bytes a connection takes whose other end reads nothing.
+std::size_t capacity() {
+    Listener listener;
+    const Peer deaf(listener.port());
+    Peer talker = listener.accept();
+    std::size_t bytes = 0;
+    while (talker.try_send(long_text, 0.3)) bytes += long_text.size();
+    return bytes;
+}
+
+// Bob does not read while alice says half a megabyte more than his connection takes, and then is silent. What waits for
+// him then is not so much that he would be dropped.
+void lets_catch_up(const Case& c) {
+    const std::size_t much = capacity() + 512UL * 1024;
+    const Step step(c.step);
+    Peer bob = step.join("bob"), alice = step.join("alice");
+    const auto say_all = [&] {
+        std::string lines;
+        for (int i = 0; i < 20; ++i) lines += long_text + '\n';
+        for (std::size_t said = 0; said < much; said += lines.size()) {
+            alice.send_raw(lines);
+            for (int i = 0; i < 20; ++i) alice.expect("xxx");
+        }
+        alice.send_line("yyy");
+        alice.expect("yyy");
+    };
+    auto talking = std::async(std::launch::async, say_all);
+    const bool all_said = talking.wait_for(std::chrono::seconds(c.expected ? 2 : 60)) == std::future_status::ready;
+    EXPECT_TRUE(all_said || c.expected);  // step 4 reads no more of it until bob reads
+    bob.expect("yyy", {c.expected ? c.seconds : 2});
+    talking.get();
 }
 
 // Bob reads, only not at this moment: while alice pastes 16 MB as fast as she can.
@@ -526,6 +576,7 @@ const std::map<std::string, void (*)(const Case&)> behaviours = {
     {"answers", answers},
     {"starts again at once on the same port", starts_again},
     {"survives a reset", survives_reset},
+    {"closes the descriptor after a reset", closes_after_reset},
     {"takes a line that comes in pieces", takes_pieces},
     {"answers thirty lines at once", answers_thirty},
     {"talks to two at once", talks_to_two},
@@ -533,6 +584,7 @@ const std::map<std::string, void (*)(const Case&)> behaviours = {
     {"waits for nobody's name", waits_for_no_name},
     {"gives threads and descriptors back", gives_back},
     {"is not stalled by a deaf reader", ignores_the_deaf},
+    {"lets a slow reader catch up", lets_catch_up},
     {"drops nobody for another one's flood", drops_nobody},
     {"ends the thread of a client that it drops", ends_threads},
     {"sends the last lines before it closes", sends_last_lines},
@@ -640,7 +692,7 @@ std::string title(const testing::TestParamInfo<Case>& info) {
 INSTANTIATE_TEST_SUITE_P(Steps, Behaviour, testing::ValuesIn(cases()), title);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The clients: steps 10a and 10b, and 12b, which looks for servers
+// The clients: steps 10a to 10c, and 12b, which looks for servers
 
 // A client on a terminal, and the test as its server.
 struct Conversation {
@@ -661,7 +713,7 @@ struct Conversation {
 };
 
 class ClientSteps : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Steps, ClientSteps, testing::Values("10a", "10b"));
+INSTANTIATE_TEST_SUITE_P(Steps, ClientSteps, testing::Values("10a", "10b", "10c"));
 
 TEST_P(ClientSteps, ShowWhatComesAndSendWhatIsTyped) {
     Conversation talk(GetParam());
@@ -713,8 +765,11 @@ TEST(ClientStep, TearsATypedLine10a) {
     EXPECT_TRUE(contains(talk.screen_with("bob: hi"), "I say helbob: hi"));
 }
 
-TEST(ClientStep, KeepsATypedLineWhole10b) {
-    Conversation talk("10b");
+class TypedLines : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Steps, TypedLines, testing::Values("10b", "10c"));
+
+TEST_P(TypedLines, StayWhole) {
+    Conversation talk(GetParam());
     talk.server.send_line("INFO hello");
     talk.client.wait_output("-- hello");  // it has the terminal now
     talk.client.type("I say hel");
@@ -727,27 +782,55 @@ TEST(ClientStep, KeepsATypedLineWhole10b) {
     talk.server.expect(exactly("I say hello"));
 }
 
-TEST(ClientStep, HidesAPassword10b) {
+TEST(ClientStep, ShowsAPassword10b) {
     Conversation talk("10b");
     talk.server.send_line("PASS The password of alice?");
     talk.client.wait_output("-- The password of alice?");
-    talk.client.type("a long password\n");
-    talk.server.expect("a long password");
-    talk.server.send_line("INFO that is right");
-    EXPECT_FALSE(contains(talk.screen_with("that is right"), "a long"));
+    talk.client.type("a long password");
+    talk.client.wait_output("a long password");
 }
 
-TEST(ClientStep, RestoresTheTerminal10b) {
-    for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
-        Conversation talk("10b");
-        talk.server.send_line("INFO hello");
-        talk.client.wait_output("-- hello");
-        EXPECT_FALSE(talk.client.echoes());
-        talk.client.signal(number);
-        EXPECT_EQ(talk.client.wait_exit(), -number);
-        EXPECT_TRUE(talk.client.echoes());
-    }
+TEST(ClientStep, HidesAPassword10c) {
+    Conversation talk("10c");
+    talk.server.send_line("PASS The password of alice?");
+    talk.client.wait_output("-- The password of alice?");
+    talk.client.mark();
+    talk.client.type("a long password");
+    talk.client.wait_output("\33[K");  // it has drawn what is typed
+    talk.server.send_line("INFO hello");
+    EXPECT_FALSE(contains(talk.screen_with("-- hello"), "a long"));
+    talk.client.type("\n");
+    talk.server.expect("a long password");
 }
+
+// Whether the terminal shows what is typed once a signal has ended the client.
+bool echoes_after(int number, const std::string& step) {
+    Conversation talk(step);
+    talk.server.send_line("INFO hello");
+    talk.client.wait_output("-- hello");
+    EXPECT_FALSE(talk.client.echoes());
+    talk.client.signal(number);
+    EXPECT_EQ(talk.client.wait_exit(), -number);
+    return talk.client.echoes();
+}
+
+TEST(ClientStep, LeavesTheTerminalAsItIs10b) { EXPECT_FALSE(echoes_after(SIGTERM, "10b")); }
+
+TEST(ClientStep, RestoresTheTerminal10c) {
+    for (const int number : {SIGTERM, SIGINT, SIGHUP}) EXPECT_TRUE(echoes_after(number, "10c")) << number;
+}
+
+// Returns what the server gets of a character of two bytes, and a backspace.
+std::string erased_by(const std::string& step) {
+    Conversation talk(step);
+    talk.server.send_line("INFO hello");
+    talk.client.wait_output("-- hello");
+    talk.client.type("b\xC3\xA4\177r\n");
+    return talk.server.expect("b");
+}
+
+TEST(ClientStep, ErasesHalfACharacter10b) { EXPECT_EQ(erased_by("10b"), "b\xC3r"); }
+TEST(ClientStep, ErasesACharacter10c) { EXPECT_EQ(erased_by("10c"), "br"); }
 
 TEST(ClientStep, FindsAServer12b) {
     Step step("12a");
@@ -1011,9 +1094,9 @@ struct Exercise {
 };
 
 const std::vector<Exercise> exercises = {
-    {"01", check_01, "01"},  {"02", check_02, "02"},  {"03", check_03, "03"},  {"04", check_04, "04"},
-    {"05", check_05, "05b"}, {"06", check_06, "06b"}, {"07", check_07, "07"},  {"08", check_08, "08b"},
-    {"09", check_09, "09c"}, {"10", check_10, "10b"}, {"11", check_11, "11d"}, {"12", check_12, "12a"},
+    {"01", check_01, "01"},  {"02", check_02, "02b"}, {"03", check_03, "03"},  {"04", check_04, "04"},
+    {"05", check_05, "05c"}, {"06", check_06, "06b"}, {"07", check_07, "07"},  {"08", check_08, "08b"},
+    {"09", check_09, "09c"}, {"10", check_10, "10c"}, {"11", check_11, "11d"}, {"12", check_12, "12a"},
     {"13", check_13, "/"},   {"14", check_14, "/"},   {"15", check_15, "/"},
 };
 
