@@ -956,7 +956,8 @@ TEST(ClientShows, ATypedLineOnce) {
 
 TEST(ClientShows, ATypedLineThatHadToWait) {
     Typist alice({"--plain"});
-    alice.type("one\rtwo\r");
+    alice.type("one\rtwo\rthree\r");
+    alice.process.wait_until_read();  // and so all but the third is known to have been taken
     alice.server.expect_next(re("^one$"));
     alice.server.send_line("SAY alice one");
     alice.server.expect_next(re("^two$"));

@@ -482,6 +482,12 @@ void Process::resize(Window size) {
     if (::ioctl(in_.get(), TIOCSWINSZ, &both) != 0) throw Failure(error_of("TIOCSWINSZ"));
 }
 
+// (On Linux poll(2) has what is on its way to the other end of the terminal delivered first.)
+void Process::wait_until_read() const {
+    pollfd polled{slave_.get(), POLLIN, 0};
+    eventually([&] { return ::poll(&polled, 1, 0) <= 0; });
+}
+
 termios Process::modes() const {
     termios result{};
     if (::tcgetattr(in_.get(), &result) != 0) throw Failure(error_of("tcgetattr"));

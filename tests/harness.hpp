@@ -205,8 +205,9 @@ class Process {
     Transcript& transcript() { return transcript_; }
 
     // On a terminal only.
-    void resize(Window size);  // the program gets SIGWINCH
-    termios modes() const;     // also after its end
+    void resize(Window size);      // the program gets SIGWINCH
+    termios modes() const;         // also after its end
+    void wait_until_read() const;  // until the program has read all that was typed
     bool echoes() const { return (modes().c_lflag & ECHO) != 0; }
     void hang_up();  // the terminal is gone; the program gets SIGHUP
 

@@ -142,15 +142,6 @@ TEST(Paste, MayHoldAnyCharacter) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Keys
 
-// Waits until the program has read all that was typed, where the system tells. (On Linux poll(2) has what is on its way
-// to the other end of the terminal delivered first.)
-void wait_until_read(const Process& process) {
-    const std::string path = "/proc/" + std::to_string(process.pid()) + "/fd/0";
-    const Descriptor terminal(open(path.c_str(), O_RDONLY | O_NOCTTY | O_CLOEXEC), "open " + path);
-    pollfd polled{terminal.get(), POLLIN, 0};
-    eventually([&] { return poll(&polled, 1, 0) <= 0; });
-}
-
 // Wherever a key is cut in two, it is that key, if the other half comes soon: within 50 ms, so that a busy machine gets
 // more than one try.
 TEST(Keys, MayBeCutAtEveryByte) {
@@ -167,7 +158,7 @@ TEST(Keys, MayBeCutAtEveryByte) {
         std::string got;
         for (int i = 0; i < 5 && got != line; ++i) {
             client.type(keys.substr(0, cut));
-            wait_until_read(client.process);
+            client.process.wait_until_read();
             client.type(keys.substr(cut) + "\r");
             got = client.server.expect_next();
             client.server.send_line("SAY alice .");
@@ -434,7 +425,7 @@ TEST(Signal, ThatEndsItTakesWhatWasTypedAheadWithIt) {
     script.wait("Welcome.");
     clog(script.process, server);
     script.type("x");
-    wait_until_read(script.process);
+    script.process.wait_until_read();
     script.type("typed ahead\r");  // which it does not read: it could not show the x yet
     EXPECT_EQ(kill(std::stoi(read_file(pid)), SIGTERM), 0);
     script.process.pause_reading(false);
@@ -660,7 +651,7 @@ class AnyActions {
 
     // Has all painted anew, and then another title, so that the end of that is known.
     void compare() {
-        wait_until_read(client_.process);
+        client_.process.wait_until_read();
         client_.process.mark();
         client_.see();
         const std::size_t from = client_.process.output().size();
