@@ -14,12 +14,13 @@ OUT :=
 SERVER := $(OUT)server
 CLIENT := $(OUT)client
 # The suites that take longest come first: four run at a time, and then none of them is left to the end.
-LONGEST := $(patsubst %,tests/%_test.cpp,tutorial accounts rooms docs promises)
-TESTS  := $(patsubst %.cpp,$(B)/%,$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/*_test.cpp)))
+LONGEST := $(patsubst %,tests/%_test.cpp,tutorial crash promises rooms screen hostile accounts docs stress client)
+SUITES  := $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/*_test.cpp))
+TESTS   := $(SUITES:%.cpp=$(B)/%)
 ifdef SANITIZE
 # Only the programs under test need the sanitizers; of the tests that is the one of common.hpp itself. The tutorial's
 # tests and the documents' are about other programs.
-OTHERS := $(filter-out %/common_test %/tutorial_test %/docs_test,$(patsubst %.cpp,build/%,$(wildcard tests/*_test.cpp)))
+OTHERS := $(filter-out %/common_test %/tutorial_test %/docs_test,$(SUITES:%.cpp=build/%))
 TESTS  := $(B)/tests/common_test
 endif
 ifdef ONLY

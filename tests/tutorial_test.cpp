@@ -294,7 +294,7 @@ void lets_catch_up(const Case& c) {
         alice.expect("yyy");
     };
     auto talking = std::async(std::launch::async, say_all);
-    const bool all_said = talking.wait_for(std::chrono::seconds(c.expected ? 2 : 60)) == std::future_status::ready;
+    const bool all_said = talking.wait_for(std::chrono::seconds(c.expected ? 1 : 60)) == std::future_status::ready;
     EXPECT_TRUE(all_said || c.expected);  // step 4 reads no more of it until bob reads
     bob.expect("yyy", {c.expected ? c.seconds : 2});
     talking.get();
