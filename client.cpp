@@ -306,7 +306,7 @@ struct OwnLine {
     std::string room;      // in which it was begun; empty: for whichever it is, and not the person's
     std::string leads_to;  // the room to which it brings us; "?": that is not known; empty: none
     bool speaks = false;   // it comes back, if it is not refused
-    bool is_bound = true;  // to that room: it is said there, or does something to it
+    bool bound = false;    // to `room`: it is said there, or does something to it
 };
 
 class Client {
@@ -341,17 +341,16 @@ class Client {
     virtual void refresh() = 0;          // lines have been shown, or a question came: time to let the person see it
     virtual void write(Lock& lock) = 0;  // the writer: blocks, with the mutex released, until the chat is over
 
-    // What becomes of a line in the room that heading() returns.
+    // Returns what a line of the person's would be, if it were queued now.
     OwnLine own_line(const std::string& text) const {
         OwnLine line{text, heading(), ""};
         std::string_view rest = trim(text);
-        const bool is_command = rest.starts_with('/') && !rest.starts_with("//");
+        const bool is_text = !rest.starts_with('/') || rest.starts_with("//");
         const std::string command = fold(take_word(rest));
         rest = trim(rest);
         const std::string room(take_word(rest));
-        line.speaks = !is_command || command == "/me" || command == "/msg" || command == "/reply";
-        line.is_bound =
-            !is_command || command == "/me" || command == "/kick" || command == "/close" || command == "/topic";
+        line.speaks = is_text || command == "/me" || command == "/msg" || command == "/reply";
+        line.bound = is_text || command == "/me" || command == "/kick" || command == "/close" || command == "/topic";
         if ((command == "/leave" || command == "/close") && line.room != "public") line.leads_to = "public";
         if (command == "/password") line.leads_to = "?";  // what is typed ahead may be an answer
         if (command == "/join" || command == "/create") line.leads_to = valid_name(room) ? room : "?";
@@ -710,7 +709,7 @@ class PlainClient : public Client {
         const bool refused = message.word == "ERR" && logged_in_ && heading() == "?";
         if (!typed_ || !refused || !wait_for(STDIN_FILENO, POLLIN, stop_, 0)) return;
         tcflush(STDIN_FILENO, TCIFLUSH);  // it may be a password, or for the room that is not there
-        show_notice("ERR What was typed ahead is not sent.");
+        show_notice("ERR What you typed meanwhile was not sent.");
     }
 
     void refresh() override {
@@ -754,7 +753,7 @@ class PlainClient : public Client {
     void say(const std::string& text, const std::string& room) {
         const std::string line = text.empty() ? held_ : text;
         const bool is_elsewhere = !same_name(room, heading()) && !same_name(room, refused_);
-        held_ = is_elsewhere && own_line(line).is_bound ? line : "";
+        held_ = is_elsewhere && own_line(line).bound ? line : "";
         if (!held_.empty()) {
             show_notice("ERR You are in " + heading() + " now: Enter alone says there what you have just typed.");
         } else if (!submit(line)) {
@@ -953,7 +952,7 @@ enum class Key {
     click, focus_in, focus_out, unknown
 };
 
-// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter. 3 is for Alt, 5 for Ctrl.
+// ESC O and a letter, as some terminals send it, is looked up as ESC [ and that letter. "1;3" is Alt, "1;5" Ctrl.
 const std::map<std::string_view, Key> sequences = {
     {"\x01", Key::home},         {"\x02", Key::left},         {"\x03", Key::interrupt},    {"\x04", Key::erase_or_quit},
     {"\x05", Key::end},          {"\x06", Key::right},        {"\x07", Key::info},         {"\x08", Key::backspace},
@@ -1736,7 +1735,7 @@ class ScreenClient : public Client {
         if (is_quit(command)) return quit();
         if (same_name(command, "/rooms")) {
             open(View::rooms);
-        } else if (!same_name(begun_in_, heading()) && own_line(text).is_bound) {
+        } else if (!same_name(begun_in_, heading()) && own_line(text).bound) {
             status_ = "Enter says it in " + heading() + ": you are no longer in " + begun_in_ + '.';
             begun_in_ = heading();
             return;
@@ -1800,7 +1799,8 @@ class ScreenClient : public Client {
             for (std::size_t at = 0; (at = info_text.find('/', at)) != std::string_view::npos; ++at)
                 add(info_text.substr(at, info_text.find_first_of(" \n", at) - at));
         } else if (start == "/join") {
-            for (list_due_ = true; const std::string& room : room_names_) add(room);  // a new one, at the next Tab
+            list_due_ = true;  // so that the next Tab knows new ones too
+            for (const std::string& room : room_names_) add(room);
         } else {
             for (const auto& [key, name] : members_) add(name);
             for (const std::string& name : names_) add(name);
@@ -1963,9 +1963,9 @@ class ScreenClient : public Client {
     std::string state() {
         if (!status_.empty()) return status_;
         if (open_question() != 0 && (prompt() == nullptr || prompt()->number != open_question()))
-            return "First Enter, or Esc: the server asks something";
+            return "Press Enter or Esc first: the server is asking something";
         if (line_.text().size() + Keys::max_text > max_line) return "The line is nearly as long as a line may be.";
-        if (lines_waiting() > (returning() ? 0 : 1)) return "Your lines that wait: " + std::to_string(lines_waiting());
+        if (lines_waiting() > (returning() ? 0 : 1)) return "Lines waiting: " + std::to_string(lines_waiting());
         std::string news = unread_ > 0 ? std::to_string(unread_) + " new" : "";
         if (view_ != View::chat || scrollback_.follows()) return news;
         return news + (news.empty() ? "" : ", ") + "PgDn goes down";

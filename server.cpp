@@ -904,7 +904,7 @@ void stop_log() {
 
 // Returns how long the client may still be silent until it is warned, at half of its time, or after that until the end.
 Clock::duration time_left(const Client& client) {
-    const long unlimited = options.idle_public > 0 ? options.idle_public : 3600;  // it may be moved meanwhile
+    const long unlimited = options.idle_public > 0 ? options.idle_public : 3600;  // then look again: it may be moved
     Clock::duration limit = std::chrono::seconds(client.idle_limit > 0 ? client.idle_limit.load() : unlimited);
     if (client.name.empty()) limit = std::min<Clock::duration>(answer_limit, login_limit - client.waited_before);
     return (client.warned ? limit : limit / 2) - client.waited;
@@ -1898,8 +1898,8 @@ std::string answer_to(std::string_view datagram, int port) {
     if (nonce.empty() || nonce.size() > 32 || !std::all_of(nonce.begin(), nonce.end(), good)) return "";
     const Lock lock(chat.mutex);
     const std::size_t people = chat.by_name.size() - 1;  // the operator is not counted
-    const char* login = keeps_accounts() ? " password " : " open ";
-    return concat(answer_word, " ", nonce, " ", port, " ", people, login, options.title);
+    const char* login = keeps_accounts() ? "password" : "open";
+    return concat(answer_word, " ", nonce, " ", port, " ", people, " ", login, " ", options.title);
 }
 
 // The discovery thread: answers at most ten questions a second, from the address that the server is bound to.

@@ -538,7 +538,7 @@ TEST(ClientTyped, AheadOfWhatIsRefusedGoesNowhere) {
             alice.type(command + "\r");
             alice.server.expect_next(command);
             alice.type("secret\rfor that room\r");
-            alice.wait(form.empty() ? "Your lines that wait: 3" : "for that room");
+            alice.wait(form.empty() ? "Lines waiting: 3" : "for that room");
             alice.tell("ERR That cannot be done.");
             alice.wait("not sent");
             alice.say("hello");
@@ -554,7 +554,7 @@ TEST(ClientTyped, LinesWaitForTheWayBackIntoTheirRoom) {
         alice.server.expect_next(re("^one$"));  // it may have been heard, or not: nobody knows
         alice.lose();
         alice.type("two\rthree\r");
-        alice.wait(form.empty() ? "Your lines that wait" : "That line waits");
+        alice.wait(form.empty() ? "Lines waiting" : "That line waits");
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.server.send_line("ROOM den 12345 - You are in den again.");
@@ -569,7 +569,7 @@ TEST(ClientTyped, LinesForARoomThatIsGoneAreToldAndSaidNowhere) {
         alice.say("zero");
         alice.lose();
         alice.type("one\rtwo\r");
-        alice.wait(form.empty() ? "Your lines that wait: 2" : "That line waits");
+        alice.wait(form.empty() ? "Lines waiting: 2" : "That line waits");
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.tell("SAY bob and nothing is sent before that is answered");
@@ -592,7 +592,7 @@ TEST(ClientTyped, CommandsOfTheRoomListWaitToo) {
     alice.wait("seen");
     alice.lose();
     alice.type("cden\r12345\r");
-    alice.wait("Your lines that wait: 1");
+    alice.wait("Lines waiting: 1");
     alice.welcome_back();
     alice.server.expect_next(re("^/create den 12345$"));
 }
@@ -629,10 +629,10 @@ TEST(ClientTyped, LinesAreWithdrawnAndTheWayBackIsNot) {
         Typist alice({}, "den 12345");
         alice.lose();
         alice.type(lines);
-        alice.wait("Your lines that wait");
+        alice.wait("Lines waiting");
         alice.type("\33");
         alice.wait("What waited is not sent.");
-        EXPECT_FALSE(alice.terminal.shows("Your lines that wait"));
+        EXPECT_FALSE(alice.terminal.shows("Lines waiting"));
         alice.welcome_back();
         alice.server.expect_next(re("^/join den 12345$"));
         alice.server.send_line("ROOM den 12345 - You are in den again.");
@@ -647,7 +647,7 @@ TEST(ClientTyped, LineNeverBecomesAnAnswerWhereOneIsMoved) {
         alice.server.expect_next(re("^/password$"));
         alice.tell("INFO You were kicked.\nROOM public - - You are in public.");
         alice.type("hello\r");
-        alice.wait(form.empty() ? "Your lines that wait: 2" : "hello");
+        alice.wait(form.empty() ? "Lines waiting: 2" : "hello");
         alice.tell("PASS The password?");
         alice.type("secret\r");
         alice.server.expect_next(re("^secret$"));

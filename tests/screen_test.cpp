@@ -178,7 +178,7 @@ TEST(ScreenForm, HidesPasswordsAndAsksTwiceForNewOnes) {
     client.wait("The new room's name: half a room");
     client.server.expect("/rooms");
     client.server.send_raw("ROOMS 0 rooms\nROOM public - - You are in public.\nPASS The password?\n");
-    client.wait("the server asks something");  // the line that was begun keeps the keyboard
+    client.wait("the server is asking something");  // the line that was begun keeps the keyboard
     client.type(key("esc"));
     client.wait("Password: ");
     client.type("secret");
@@ -208,10 +208,10 @@ TEST(ScreenForm, GivesTheKeyboardToAQuestionAtOneEscape) {
     client.wait("Exit code");
     client.server.send_line("PASS The password?");
     client.wait("Password: ");
-    EXPECT_FALSE(client.terminal.shows("the server asks something")) << "it has the keyboard";
+    EXPECT_FALSE(client.terminal.shows("the server is asking something")) << "it has the keyboard";
     client.tell("ROOM public - - You are in public.");
     client.wait("alice> draft");
-    EXPECT_TRUE(client.terminal.shows("the server asks something"));
+    EXPECT_TRUE(client.terminal.shows("the server is asking something"));
     client.type(key("esc"));
     client.wait("Password: ");
 }
@@ -553,9 +553,9 @@ TEST(ScreenLine, SendsAPasteAtOneKeyAndStopsItAtAnother) {
     client.wait("Send 3 lines?");
     client.type("y");
     client.server.expect_next(re("^a$"));
-    client.wait("Your lines that wait: 3");
+    client.wait("Lines waiting: 3");
     client.type(key("esc"));
-    client.wait_gone("Your lines that wait: 3");
+    client.wait_gone("Lines waiting: 3");
     client.server.send_line("SAY alice a");
     client.wait("alice: a");
     client.type("d\r");
@@ -993,7 +993,7 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     client.server.reset();
     client.wait("trying again in 1 s");
     client.type("line\r");
-    client.wait("Your lines that wait: 1");
+    client.wait("Lines waiting: 1");
     {
         Peer again = client.listener->accept();  // the name is still taken: it does not ask the person
         again.send_line("NICK Your name?");
@@ -1020,7 +1020,6 @@ TEST(ScreenEnd, ComesBackWhenTheConnectionBreaks) {
     EXPECT_TRUE(client.terminal.shows("You were silent for too long."));
 }
 
-// Enter may have been meant for the line: for a second it does nothing.
 // For a second after the end Enter does nothing, since it may have been meant for the line that was being typed.
 void wait_until_enter_counts() {
     const auto end = harness::Clock::now() + std::chrono::milliseconds(1100);
